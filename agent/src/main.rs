@@ -1,0 +1,2 @@
+//! The `skerry-agent` binary.
+fn main() {}
