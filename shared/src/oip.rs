@@ -1,0 +1,522 @@
+//! Tensors and messages of the Open Inference Protocol, version 2 (JSON form).
+//!
+//! A [`Tensor`] holds its data as the protocol's binary extension does, row-major and little-endian, whichever way it came:
+//! the pipeline copies bytes and never numbers. Invariant: the data's length fits datatype and shape.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::SerializeSeq};
+use serde_json::Value;
+
+/// The protocol's datatypes, without BF16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[allow(missing_docs)]
+pub enum Datatype {
+    Bool,
+    Uint8,
+    Uint16,
+    Uint32,
+    Uint64,
+    Int8,
+    Int16,
+    Int32,
+    Int64,
+    Fp16,
+    Fp32,
+    Fp64,
+    /// Each element is a little-endian `u32` length and that many bytes.
+    Bytes,
+}
+
+impl Datatype {
+    /// Bytes of one element; `None` for [`Datatype::Bytes`], whose elements differ in length.
+    pub const fn element_bytes(self) -> Option<usize> {
+        match self {
+            Datatype::Bool | Datatype::Uint8 | Datatype::Int8 => Some(1),
+            Datatype::Uint16 | Datatype::Int16 | Datatype::Fp16 => Some(2),
+            Datatype::Uint32 | Datatype::Int32 | Datatype::Fp32 => Some(4),
+            Datatype::Uint64 | Datatype::Int64 | Datatype::Fp64 => Some(8),
+            Datatype::Bytes => None,
+        }
+    }
+
+    /// The protocol's name, for example `FP32`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Datatype::Bool => "BOOL",
+            Datatype::Uint8 => "UINT8",
+            Datatype::Uint16 => "UINT16",
+            Datatype::Uint32 => "UINT32",
+            Datatype::Uint64 => "UINT64",
+            Datatype::Int8 => "INT8",
+            Datatype::Int16 => "INT16",
+            Datatype::Int32 => "INT32",
+            Datatype::Int64 => "INT64",
+            Datatype::Fp16 => "FP16",
+            Datatype::Fp32 => "FP32",
+            Datatype::Fp64 => "FP64",
+            Datatype::Bytes => "BYTES",
+        }
+    }
+}
+
+impl std::fmt::Display for Datatype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a model or pipeline takes or gives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorMetadata {
+    /// Its name.
+    pub name: String,
+    /// The datatype of its elements.
+    pub datatype: Datatype,
+    /// Its shape; -1 is a dimension known only at the call.
+    pub shape: Vec<i64>,
+}
+
+impl TensorMetadata {
+    /// True when a tensor of this datatype and shape fits.
+    pub fn accepts(&self, tensor: &Tensor) -> bool {
+        let fits = |(want, got): (&i64, &usize)| *want < 0 || *want == *got as i64;
+        self.datatype == tensor.datatype
+            && self.shape.len() == tensor.shape.len()
+            && self.shape.iter().zip(&tensor.shape).all(fits)
+    }
+}
+
+/// A tensor with its data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    name: String,
+    datatype: Datatype,
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+/// Why a tensor was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TensorError {
+    /// The shape's product overflows.
+    #[error("tensor `{0}` has an impossible shape")]
+    Shape(String),
+    /// The data does not fit datatype and shape.
+    #[error("tensor `{name}` of {datatype} {shape:?} has {got} bytes of data, expected {expected}")]
+    DataLength {
+        /// The tensor.
+        name: String,
+        /// Its datatype.
+        datatype: Datatype,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Bytes found.
+        got: usize,
+        /// Bytes expected.
+        expected: usize,
+    },
+    /// A `BYTES` tensor's lengths do not add up to its data, or its element count is wrong.
+    #[error("BYTES tensor `{0}` has elements that do not add up")]
+    Elements(String),
+    /// A JSON value that is not of the tensor's datatype.
+    #[error("tensor `{name}` has a value at position {position} that is no {datatype}")]
+    Value {
+        /// The tensor.
+        name: String,
+        /// The element, counted flat.
+        position: usize,
+        /// The datatype.
+        datatype: Datatype,
+    },
+    /// More or fewer JSON values than the shape says.
+    #[error("tensor `{name}` has {got} values, its shape {shape:?} says {expected}")]
+    Count {
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Values found.
+        got: usize,
+        /// Values expected.
+        expected: usize,
+    },
+    /// A datatype that has no JSON form.
+    #[error("tensor `{name}`: {datatype} travels in binary form only")]
+    BinaryOnly {
+        /// The tensor.
+        name: String,
+        /// The datatype.
+        datatype: Datatype,
+    },
+}
+
+impl Tensor {
+    /// Makes a tensor of row-major little-endian data.
+    ///
+    /// # Errors
+    /// [`TensorError`] when the data does not fit datatype and shape.
+    pub fn new(
+        name: impl Into<String>,
+        datatype: Datatype,
+        shape: Vec<usize>,
+        data: Vec<u8>,
+    ) -> Result<Tensor, TensorError> {
+        let name = name.into();
+        let Some(count) = element_count(&shape) else {
+            return Err(TensorError::Shape(name));
+        };
+        match datatype.element_bytes() {
+            Some(size) => {
+                let Some(expected) = count.checked_mul(size) else {
+                    return Err(TensorError::Shape(name));
+                };
+                if data.len() != expected {
+                    return Err(TensorError::DataLength {
+                        name,
+                        datatype,
+                        shape,
+                        got: data.len(),
+                        expected,
+                    });
+                }
+            }
+            None => {
+                if bytes_elements(&data).map(|elements| elements.len()) != Some(count) {
+                    return Err(TensorError::Elements(name));
+                }
+            }
+        }
+        Ok(Tensor {
+            name,
+            datatype,
+            shape,
+            data,
+        })
+    }
+
+    /// Makes an `FP32` tensor.
+    ///
+    /// # Errors
+    /// [`TensorError`] when there are more or fewer values than the shape says.
+    pub fn from_f32(name: impl Into<String>, shape: Vec<usize>, values: &[f32]) -> Result<Tensor, TensorError> {
+        let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Tensor::new(name, Datatype::Fp32, shape, data)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The datatype of its elements.
+    pub fn datatype(&self) -> Datatype {
+        self.datatype
+    }
+
+    /// Its shape.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Its data, row-major and little-endian.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// Gives the data away.
+    pub fn into_data(self) -> Vec<u8> {
+        self.data
+    }
+
+    /// The values of an `FP32` tensor; `None` for another datatype.
+    pub fn to_f32(&self) -> Option<Vec<f32>> {
+        let value = |bytes: &[u8]| f32::from_le_bytes(bytes.try_into().expect("chunks of four bytes"));
+        (self.datatype == Datatype::Fp32).then(|| self.data.chunks_exact(4).map(value).collect())
+    }
+
+    /// The elements of a `BYTES` tensor; `None` for another datatype.
+    pub fn to_byte_elements(&self) -> Option<Vec<&[u8]>> {
+        if self.datatype != Datatype::Bytes {
+            return None;
+        }
+        bytes_elements(&self.data)
+    }
+
+    /// The same tensor under another name.
+    pub fn renamed(mut self, name: impl Into<String>) -> Tensor {
+        self.name = name.into();
+        self
+    }
+
+    /// Its metadata.
+    pub fn metadata(&self) -> TensorMetadata {
+        let shape = self.shape.iter().map(|dim| *dim as i64).collect();
+        TensorMetadata {
+            name: self.name.clone(),
+            datatype: self.datatype,
+            shape,
+        }
+    }
+
+    /// Makes a tensor of JSON values, nested or flat.
+    ///
+    /// # Errors
+    /// [`TensorError`] when a value is not of the datatype or their count does not fit the shape.
+    pub fn from_json(name: String, datatype: Datatype, shape: Vec<usize>, data: &Value) -> Result<Tensor, TensorError> {
+        let Some(expected) = element_count(&shape) else {
+            return Err(TensorError::Shape(name));
+        };
+        if datatype == Datatype::Fp16 {
+            return Err(TensorError::BinaryOnly { name, datatype });
+        }
+        let mut flat = Vec::new();
+        flatten(data, &mut flat);
+        if flat.len() != expected {
+            return Err(TensorError::Count {
+                name,
+                shape,
+                got: flat.len(),
+                expected,
+            });
+        }
+        let mut bytes = Vec::with_capacity(expected.saturating_mul(datatype.element_bytes().unwrap_or(16)));
+        for (position, value) in flat.into_iter().enumerate() {
+            if push_value(datatype, value, &mut bytes).is_none() {
+                return Err(TensorError::Value {
+                    name,
+                    position,
+                    datatype,
+                });
+            }
+        }
+        Tensor::new(name, datatype, shape, bytes)
+    }
+}
+
+/// The number of elements of a shape; `None` when it overflows.
+pub fn element_count(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1_usize, |product, dim| product.checked_mul(*dim))
+}
+
+fn bytes_elements(mut data: &[u8]) -> Option<Vec<&[u8]>> {
+    let mut elements = Vec::new();
+    while !data.is_empty() {
+        let (len, rest) = data.split_first_chunk::<4>()?;
+        let (element, rest) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+        elements.push(element);
+        data = rest;
+    }
+    Some(elements)
+}
+
+fn flatten<'a>(value: &'a Value, flat: &mut Vec<&'a Value>) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| flatten(item, flat)),
+        other => flat.push(other),
+    }
+}
+
+/// Appends one value in binary form; `None` when it is not of the datatype.
+fn push_value(datatype: Datatype, value: &Value, out: &mut Vec<u8>) -> Option<()> {
+    match datatype {
+        Datatype::Bool => out.push(u8::from(value.as_bool()?)),
+        Datatype::Uint8 => out.extend(u8::try_from(value.as_u64()?).ok()?.to_le_bytes()),
+        Datatype::Uint16 => out.extend(u16::try_from(value.as_u64()?).ok()?.to_le_bytes()),
+        Datatype::Uint32 => out.extend(u32::try_from(value.as_u64()?).ok()?.to_le_bytes()),
+        Datatype::Uint64 => out.extend(value.as_u64()?.to_le_bytes()),
+        Datatype::Int8 => out.extend(i8::try_from(value.as_i64()?).ok()?.to_le_bytes()),
+        Datatype::Int16 => out.extend(i16::try_from(value.as_i64()?).ok()?.to_le_bytes()),
+        Datatype::Int32 => out.extend(i32::try_from(value.as_i64()?).ok()?.to_le_bytes()),
+        Datatype::Int64 => out.extend(value.as_i64()?.to_le_bytes()),
+        Datatype::Fp32 => out.extend((value.as_f64()? as f32).to_le_bytes()),
+        Datatype::Fp64 => out.extend(value.as_f64()?.to_le_bytes()),
+        Datatype::Bytes => {
+            let text = value.as_str()?.as_bytes();
+            out.extend(u32::try_from(text.len()).ok()?.to_le_bytes());
+            out.extend_from_slice(text);
+        }
+        Datatype::Fp16 => return None,
+    }
+    Some(())
+}
+
+/// The flat JSON values of a tensor.
+struct JsonData<'a>(&'a Tensor);
+
+impl Serialize for JsonData<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        /// Writes each element with one conversion.
+        macro_rules! numbers {
+            ($seq:ident, $type:ty, $size:literal) => {
+                for bytes in self.0.data.chunks_exact($size) {
+                    let value = <$type>::from_le_bytes(bytes.try_into().expect("chunks of that size"));
+                    $seq.serialize_element(&value)?;
+                }
+            };
+        }
+        let mut seq = serializer.serialize_seq(element_count(&self.0.shape))?;
+        match self.0.datatype {
+            Datatype::Bool => {
+                for byte in &self.0.data {
+                    seq.serialize_element(&(*byte != 0))?;
+                }
+            }
+            Datatype::Uint8 => numbers!(seq, u8, 1),
+            Datatype::Uint16 => numbers!(seq, u16, 2),
+            Datatype::Uint32 => numbers!(seq, u32, 4),
+            Datatype::Uint64 => numbers!(seq, u64, 8),
+            Datatype::Int8 => numbers!(seq, i8, 1),
+            Datatype::Int16 => numbers!(seq, i16, 2),
+            Datatype::Int32 => numbers!(seq, i32, 4),
+            Datatype::Int64 => numbers!(seq, i64, 8),
+            Datatype::Fp32 => numbers!(seq, f32, 4),
+            Datatype::Fp64 => numbers!(seq, f64, 8),
+            Datatype::Bytes => {
+                for element in bytes_elements(&self.0.data).expect("checked when the tensor was made") {
+                    seq.serialize_element(&String::from_utf8_lossy(element))?;
+                }
+            }
+            Datatype::Fp16 => return Err(serde::ser::Error::custom("FP16 travels in binary form only")),
+        }
+        seq.end()
+    }
+}
+
+/// A tensor in JSON: `{"name", "datatype", "shape", "data"}`.
+impl Serialize for Tensor {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Json<'a> {
+            name: &'a str,
+            datatype: Datatype,
+            shape: &'a [usize],
+            data: JsonData<'a>,
+        }
+        let json = Json {
+            name: &self.name,
+            datatype: self.datatype,
+            shape: &self.shape,
+            data: JsonData(self),
+        };
+        json.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Tensor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Json {
+            name: String,
+            datatype: Datatype,
+            shape: Vec<usize>,
+            data: Value,
+        }
+        let json = Json::deserialize(deserializer)?;
+        Tensor::from_json(json.name, json.datatype, json.shape, &json.data).map_err(D::Error::custom)
+    }
+}
+
+/// An answer to an inference request, in JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InferResponse {
+    /// The model that answered.
+    pub model_name: String,
+    /// Its version.
+    pub model_version: String,
+    /// The request's id, echoed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The outputs.
+    pub outputs: Vec<Tensor>,
+}
+
+/// An inference request in JSON, as a client makes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InferRequest {
+    /// Echoed in the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The inputs.
+    pub inputs: Vec<Tensor>,
+}
+
+/// What `GET /v2/models/{model}` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelMetadata {
+    /// The model.
+    pub name: String,
+    /// The versions that serve.
+    pub versions: Vec<String>,
+    /// What runs it.
+    pub platform: String,
+    /// What it takes.
+    pub inputs: Vec<TensorMetadata>,
+    /// What it gives.
+    pub outputs: Vec<TensorMetadata>,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(datatype: &str, shape: Value, data: Value) -> Result<Tensor, serde_json::Error> {
+        serde_json::from_value(json!({"name": "x", "datatype": datatype, "shape": shape, "data": data}))
+    }
+
+    #[test]
+    fn nested_and_flat_data_are_the_same_tensor() {
+        let flat = parse("FP32", json!([2, 2]), json!([1, 2, 3, 4.5])).unwrap();
+        assert_eq!(parse("FP32", json!([2, 2]), json!([[1, 2], [3, 4.5]])).unwrap(), flat);
+        assert_eq!(flat.to_f32().unwrap(), [1.0, 2.0, 3.0, 4.5]);
+    }
+
+    #[test]
+    fn values_of_another_datatype_are_named_by_position() {
+        let error = parse("UINT8", json!([3]), json!([1, 2, 300])).unwrap_err();
+        assert!(error.to_string().contains("position 2 that is no UINT8"), "{error}");
+    }
+
+    #[test]
+    fn too_few_values_are_refused() {
+        let error = parse("FP32", json!([1, 6, 100]), json!([1.0])).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("has 1 values, its shape [1, 6, 100] says 600"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_impossible_shape_is_refused_without_allocating() {
+        assert!(parse("FP32", json!([u64::MAX, u64::MAX]), json!([])).is_err());
+        assert!(Tensor::new("x", Datatype::Fp64, vec![usize::MAX / 2, 1], vec![]).is_err());
+    }
+
+    #[test]
+    fn byte_elements_must_add_up() {
+        assert!(Tensor::new("x", Datatype::Bytes, vec![1], vec![5, 0, 0, 0, b'a']).is_err());
+        let tensor = parse("BYTES", json!([2]), json!(["Walking", ""])).unwrap();
+        assert_eq!(tensor.to_byte_elements().unwrap(), [b"Walking".as_slice(), b""]);
+    }
+
+    proptest! {
+        #[test]
+        fn every_tensor_reads_back(values in prop::collection::vec(any::<f32>().prop_filter("JSON has no NaN", |v| v.is_finite()), 0..40)) {
+            let tensor = Tensor::from_f32("x", vec![1, values.len()], &values).unwrap();
+            let json = serde_json::to_vec(&tensor).unwrap();
+            prop_assert_eq!(serde_json::from_slice::<Tensor>(&json).unwrap(), tensor);
+        }
+
+        #[test]
+        fn every_text_reads_back(texts in prop::collection::vec(".{0,20}", 0..10)) {
+            let tensor = parse("BYTES", json!([texts.len()]), json!(texts)).unwrap();
+            let json = serde_json::to_vec(&tensor).unwrap();
+            prop_assert_eq!(serde_json::from_slice::<Tensor>(&json).unwrap(), tensor);
+        }
+    }
+}
