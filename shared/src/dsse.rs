@@ -218,7 +218,7 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_byte_is_refused(at in 0..20_usize, bit in 0..8) {
+        fn a_changed_byte_is_refused(at in 0..20_usize, bit in 0..8_u8) {
             let key = SigningKey::from_bytes(&[1; 32]);
             let mut envelope = signed(&key, &[7; 20]);
             let mut payload = STANDARD.decode(&envelope.payload).unwrap();
