@@ -1,0 +1,144 @@
+//! The accept loop: takes sockets, serves each in its own task, and ends them all at shutdown.
+//!
+//! Ours rather than the wrapped broker's, because it binds port 0, bounds sockets before CONNECT, and lets each
+//! connection carry what its transport proved (TLS, later).
+
+use crate::{Hooks, Limits, auth::ConnectionAuth, connections::Connections};
+use mqtt5::broker::{
+    BrokerConfig as MqttConfig, DynamicStorage, ResourceMonitor, client_handler::ClientHandler,
+    router::MessageRouter, sys_topics::BrokerStats, transport::BrokerTransport,
+};
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, oneshot},
+    task::{JoinError, JoinSet},
+    time::{sleep, timeout},
+};
+use tracing::{debug, error, warn};
+
+/// Out of file descriptors, `accept` fails at once and for ever; the pause keeps the loop from eating a core.
+const PAUSE_AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(100);
+
+/// What every connection needs.
+pub(crate) struct Core {
+    pub(crate) hooks: Arc<dyn Hooks>,
+    pub(crate) limits: Limits,
+    pub(crate) config: Arc<MqttConfig>,
+    pub(crate) router: Arc<MessageRouter>,
+    pub(crate) storage: Arc<DynamicStorage>,
+    pub(crate) stats: Arc<BrokerStats>,
+    pub(crate) monitor: Arc<ResourceMonitor>,
+    pub(crate) connections: Arc<Connections>,
+}
+
+impl Core {
+    /// Prepares the service of one transport; the connection is in the table from now until the future is dropped.
+    fn serve(
+        &self,
+        transport: BrokerTransport,
+        peer: SocketAddr,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let open = self.connections.open();
+        let auth = ConnectionAuth {
+            hooks: Arc::clone(&self.hooks),
+            connection: Arc::clone(&open.connection),
+        };
+        let mut stopped = open.connection.stopped();
+        let handler = ClientHandler::new(
+            transport,
+            peer,
+            Arc::clone(&self.config),
+            Arc::clone(&self.router),
+            Arc::new(auth),
+            Some(Arc::clone(&self.storage)),
+            Arc::clone(&self.stats),
+            Arc::clone(&self.monitor),
+            open.connection.stopped(),
+        );
+        async move {
+            // The handler looks at its stop signal only once the client is identified, and then it has a session
+            // to close. Before that it has nothing, and is dropped.
+            let stopped_early = async {
+                let _ = stopped.recv().await;
+                if open.connection.identity().is_some() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                outcome = handler.run() => if let Err(error) = outcome {
+                    debug!(%peer, %error, "MQTT connection ended");
+                },
+                () = stopped_early => debug!(%peer, "MQTT connection ended before it was identified"),
+            }
+        }
+    }
+}
+
+/// Accepts plain TCP until `stop` fires or its sender is dropped, then closes what is open.
+pub(crate) async fn run(listener: TcpListener, core: Arc<Core>, mut stop: oneshot::Receiver<()>) {
+    let places = Arc::new(Semaphore::new(
+        core.limits.max_clients.min(Semaphore::MAX_PERMITS),
+    ));
+    let mut tasks = JoinSet::new();
+    loop {
+        tokio::select! {
+            _ = &mut stop => break,
+            Some(ended) = tasks.join_next() => log_panic(ended),
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => match Arc::clone(&places).try_acquire_owned() {
+                    Ok(place) => match transport(stream) {
+                        Ok(transport) => {
+                            let served = core.serve(transport, peer);
+                            tasks.spawn(async move {
+                                served.await;
+                                drop(place);
+                            });
+                        }
+                        Err(error) => debug!(%peer, %error, "MQTT connection broke while it was accepted"),
+                    },
+                    Err(_) => warn!(%peer, "MQTT connection refused: max_clients connections are open"),
+                },
+                Err(error) => {
+                    warn!(%error, "cannot accept an MQTT connection");
+                    sleep(PAUSE_AFTER_ACCEPT_ERROR).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    drain(tasks, &core).await;
+}
+
+fn transport(stream: TcpStream) -> io::Result<BrokerTransport> {
+    stream.set_nodelay(true)?;
+    Ok(BrokerTransport::tcp(stream))
+}
+
+/// Ends all connections: kindly, then, for clients that do not read, by force.
+async fn drain(mut tasks: JoinSet<()>, core: &Core) {
+    core.connections.stop_all();
+    let all_ended = async {
+        while let Some(ended) = tasks.join_next().await {
+            log_panic(ended);
+        }
+    };
+    if timeout(core.limits.shutdown_deadline, all_ended)
+        .await
+        .is_err()
+    {
+        warn!(
+            connections = tasks.len(),
+            "MQTT connections did not end in time and are cut off"
+        );
+        tasks.shutdown().await;
+    }
+}
+
+fn log_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        error!(%error, "the task of an MQTT connection panicked");
+    }
+}
