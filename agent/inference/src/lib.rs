@@ -1,1 +1,23 @@
-//! Placeholder.
+//! Runs the pipeline of a bundle: ONNX models with tract, sandboxed WASM steps with wasmtime.
+//!
+//! It knows neither network nor trust: what it loads has been verified by the caller. It has no compiler either, unless the
+//! publisher's feature `compile` is on. Invariant: whatever a model, a step or a request does, it ends in an error of that
+//! load or that request, never in the process.
+
+mod admission;
+mod bundle;
+#[cfg(feature = "compile")]
+mod compile;
+mod engine;
+mod error;
+mod golden;
+mod model;
+mod pipeline;
+mod wasm;
+
+pub use bundle::LoadedBundle;
+#[cfg(feature = "compile")]
+pub use compile::{CompileError, PLATFORMS, compile_component};
+pub use error::{GoldenError, InferError, LoadError, ModelError, StepError};
+pub use model::{CheckedModel, check_model};
+pub use wasm::{Runtime, WASMTIME_VERSION, host_platform};

@@ -1,0 +1,231 @@
+//! What can go wrong, by stage: checking a model, loading a bundle, proving it, answering a request.
+
+use skerry_shared::{
+    id::{Platform, ResourceName},
+    oip::{Datatype, TensorError},
+};
+
+/// Why an ONNX file was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// Not an ONNX file, or cut off.
+    #[error("not a readable ONNX file: {0}")]
+    Parse(String),
+    /// Parses, but would hurt whoever loads it.
+    #[error("the ONNX file is not admitted: {0}")]
+    NotAdmitted(String),
+    /// An input or output of a datatype that has no place here.
+    #[error("tensor `{tensor}` has ONNX element type {element_type}, which is not supported")]
+    Datatype {
+        /// Its name.
+        tensor: String,
+        /// The number in `TensorProto.DataType`.
+        element_type: i32,
+    },
+    /// An input whose shape is not fixed.
+    #[error("input `{tensor}` has a dimension that is not fixed; export the model with fixed shapes")]
+    DynamicShape {
+        /// Its name.
+        tensor: String,
+    },
+    /// tract cannot load it; its own words name operator, node and shape.
+    #[error("tract cannot load the model: {0}")]
+    Load(String),
+}
+
+/// Why a bundle does not load.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A resource that the pipeline needs is not in the manifest.
+    #[error("resource `{0}` is not in the manifest")]
+    MissingResource(ResourceName),
+    /// A component was not compiled for this platform.
+    #[error("component `{component}` is not compiled for {platform}")]
+    MissingPlatform {
+        /// The component.
+        component: ResourceName,
+        /// This platform.
+        platform: Platform,
+    },
+    /// A component was compiled by another wasmtime.
+    #[error("component `{component}` was compiled by wasmtime {got}, this program runs wasmtime {expected}")]
+    WasmtimeVersion {
+        /// The component.
+        component: ResourceName,
+        /// The version in the manifest.
+        got: String,
+        /// The version here.
+        expected: &'static str,
+    },
+    /// A resource cannot be read.
+    #[error("cannot read resource `{name}`")]
+    Read {
+        /// The resource.
+        name: ResourceName,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A model is refused.
+    #[error("model of stage `{stage}` is refused")]
+    Model {
+        /// The stage.
+        stage: ResourceName,
+        /// Why.
+        source: ModelError,
+    },
+    /// A step is refused, or fails while it is configured.
+    #[error("step `{stage}` is refused")]
+    Step {
+        /// The stage.
+        stage: ResourceName,
+        /// Why.
+        source: StepError,
+    },
+    /// A stage does not fit the one before it.
+    #[error("stage `{stage}` {reason}")]
+    Pipeline {
+        /// The stage, or `outputs` for the pipeline's end.
+        stage: String,
+        /// Names, shapes and datatypes of both sides.
+        reason: String,
+    },
+    /// The sandbox cannot be set up.
+    #[error("cannot set up the WASM runtime: {0}")]
+    Runtime(String),
+}
+
+/// What a step did wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// It cannot be instantiated.
+    #[error("the component cannot be instantiated: {0}")]
+    Instantiate(String),
+    /// It ran longer than its limit.
+    #[error("the step ran longer than its limit of {0} ms")]
+    Timeout(u32),
+    /// It asked for more memory than its limit and gave up.
+    #[error("the step wanted more memory than its limit of {0} bytes")]
+    Memory(u64),
+    /// It trapped.
+    #[error("the step trapped: {0}")]
+    Trap(String),
+    /// It refused a manifest parameter.
+    #[error("the step refused a parameter: {0}")]
+    Parameter(String),
+    /// It refused its input.
+    #[error("the step refused its input: {0}")]
+    Input(String),
+    /// It failed by its own word.
+    #[error("the step failed: {0}")]
+    Failed(String),
+    /// It gave a tensor whose data does not fit datatype and shape.
+    #[error("the step gave a malformed tensor")]
+    Tensor(#[source] TensorError),
+}
+
+/// Why a request got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum InferError {
+    /// The request lacks an input.
+    #[error("input `{0}` is missing")]
+    MissingInput(String),
+    /// The request has an input that the pipeline does not take.
+    #[error("unknown input `{0}`")]
+    UnknownInput(String),
+    /// An input occurs twice.
+    #[error("input `{0}` occurs twice")]
+    RepeatedInput(String),
+    /// An input of the wrong datatype or shape.
+    #[error("input `{tensor}` is {got_datatype} {got_shape:?}, expected {datatype} {shape:?}")]
+    WrongInput {
+        /// The tensor.
+        tensor: String,
+        /// Its datatype.
+        got_datatype: Datatype,
+        /// Its shape.
+        got_shape: Vec<usize>,
+        /// The expected datatype.
+        datatype: Datatype,
+        /// The expected shape; -1 is any length.
+        shape: Vec<i64>,
+    },
+    /// A step failed.
+    #[error("step `{stage}`: {source}")]
+    Step {
+        /// The stage.
+        stage: ResourceName,
+        /// Why.
+        source: StepError,
+    },
+    /// A model failed.
+    #[error("model `{stage}` failed: {reason}")]
+    Model {
+        /// The stage.
+        stage: ResourceName,
+        /// tract's own words.
+        reason: String,
+    },
+    /// A stage did not give what the next one takes, or the pipeline promises.
+    #[error("stage `{stage}` gave no tensor `{tensor}` that fits")]
+    Output {
+        /// The stage.
+        stage: String,
+        /// The tensor.
+        tensor: String,
+    },
+}
+
+impl InferError {
+    /// True when the request is at fault and not the bundle.
+    pub fn is_bad_request(&self) -> bool {
+        match self {
+            InferError::MissingInput(_)
+            | InferError::UnknownInput(_)
+            | InferError::RepeatedInput(_)
+            | InferError::WrongInput { .. }
+            | InferError::Step {
+                source: StepError::Input(_),
+                ..
+            } => true,
+            InferError::Step { .. } | InferError::Model { .. } | InferError::Output { .. } => false,
+        }
+    }
+}
+
+/// Why a bundle failed its golden vectors.
+#[derive(Debug, thiserror::Error)]
+pub enum GoldenError {
+    /// There are none to check.
+    #[error("the golden vectors are empty")]
+    Empty,
+    /// A vector got no answer.
+    #[error("golden vector {vector} fails")]
+    Infer {
+        /// Which vector.
+        vector: usize,
+        /// Why.
+        source: InferError,
+    },
+    /// An expected output is missing or has another datatype or shape.
+    #[error("golden vector {vector}: output `{output}` is missing or has another datatype or shape")]
+    Shape {
+        /// Which vector.
+        vector: usize,
+        /// Which output.
+        output: String,
+    },
+    /// An element differs by more than the tolerance.
+    #[error("golden vector {vector}: output `{output}` at position {position} is {got}, expected {expected}")]
+    Mismatch {
+        /// Which vector.
+        vector: usize,
+        /// Which output.
+        output: String,
+        /// Which element, counted flat.
+        position: usize,
+        /// The element found.
+        got: String,
+        /// The element expected.
+        expected: String,
+    },
+}
