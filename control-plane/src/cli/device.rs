@@ -1,0 +1,142 @@
+//! `skerry device`: enrolment tokens, state and labels.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+use skerry_shared::id::DeviceId;
+
+use super::{
+    Done, Global, Output,
+    client::encode,
+    output::{self, ago, pairs, text},
+    parse::{Pair, duration, object},
+};
+
+/// Commands about devices.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Makes an enrolment token; it is shown once.
+    #[command(after_help = "On the device:\n  skerry-agent enroll --server URL --token TOKEN\n  skerry-agent run")]
+    Token {
+        /// How long it can be used.
+        #[arg(long, default_value = "24h", value_parser = duration)]
+        ttl: std::time::Duration,
+        /// How many devices may use it.
+        #[arg(long, default_value_t = 1)]
+        uses: u32,
+        /// A label for the devices that use it, for example site=north; repeatable.
+        #[arg(long = "label", value_name = "KEY=VALUE")]
+        labels: Vec<Pair>,
+    },
+    /// Lists devices.
+    List {
+        /// Only devices with these labels, for example site=north,kind=wrist.
+        #[arg(long, default_value = "")]
+        selector: String,
+    },
+    /// Shows one device.
+    Show {
+        /// The device.
+        device: DeviceId,
+    },
+    /// Sets labels (KEY=VALUE) and removes them (KEY-).
+    Label {
+        /// The device.
+        device: DeviceId,
+        /// KEY=VALUE or KEY-.
+        #[arg(required = true)]
+        changes: Vec<String>,
+    },
+}
+
+pub(super) fn run(command: Command, global: &Global) -> Done {
+    let client = global.client();
+    match command {
+        Command::Token { ttl, uses, labels } => {
+            let token = client.device_token(ttl, uses, &object(&labels))?;
+            match global.output {
+                Output::Json => output::json(&token),
+                Output::Table => {
+                    output::line(&text(&token, "token"));
+                    output::note(&format!("for {uses} device(s); it is not shown again. On the device:"));
+                    let server = client.server();
+                    output::note(&format!("  skerry-agent enroll --server {server} --token {}", text(&token, "token")));
+                }
+            }
+        }
+        Command::List { selector } => {
+            let answer = client.get(&format!("/api/v1/devices?selector={}", encode(&selector)))?;
+            match global.output {
+                Output::Json => output::json(&answer),
+                Output::Table => output::table(
+                    ["device", "link", "state", "models", "last seen", "labels"],
+                    super::client::list(answer, "devices").iter().map(row),
+                ),
+            }
+        }
+        Command::Show { device } => {
+            let device = client.get(&format!("/api/v1/devices/{device}"))?;
+            match global.output {
+                Output::Json => output::json(&device),
+                Output::Table => show(&device),
+            }
+        }
+        Command::Label { device, changes } => {
+            let mut labels = serde_json::Map::new();
+            for change in &changes {
+                match change.strip_suffix('-') {
+                    Some(key) if !change.contains('=') => {
+                        labels.insert(key.to_owned(), Value::Null);
+                    }
+                    _ => {
+                        let pair: Pair = change.parse().map_err(anyhow::Error::new)?;
+                        labels.insert(pair.key, pair.value.into());
+                    }
+                }
+            }
+            let device = client.patch(&format!("/api/v1/devices/{device}"), &json!({"labels": labels}))?;
+            match global.output {
+                Output::Json => output::json(&device),
+                Output::Table => output::line(&format!("{}: {}", text(&device, "id"), pairs(&device["labels"]))),
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn row(device: &Value) -> [String; 6] {
+    let link = if device["connected"] == json!(true) { "connected" } else { "offline" };
+    [
+        text(device, "id"),
+        link.to_owned(),
+        text(&device["update"], "state"),
+        models(device),
+        ago(device["last_seen_at_ms"].as_u64()),
+        pairs(&device["labels"]),
+    ]
+}
+
+fn models(device: &Value) -> String {
+    let current = device["bundles"].as_array().into_iter().flatten().filter(|bundle| bundle["slot"] == "current");
+    current.map(|b| format!("{} v{}", text(b, "model"), b["version"])).collect::<Vec<_>>().join(", ")
+}
+
+fn show(device: &Value) {
+    let rows = [
+        ["device".to_owned(), text(device, "id")],
+        ["platform".to_owned(), text(device, "platform")],
+        ["agent".to_owned(), text(device, "agent_version")],
+        ["connected".to_owned(), text(device, "connected")],
+        ["last seen".to_owned(), ago(device["last_seen_at_ms"].as_u64())],
+        ["labels".to_owned(), pairs(&device["labels"])],
+        ["generation".to_owned(), format!("{} (reported {})", device["generation"], device["reported_generation"])],
+        ["state".to_owned(), text(&device["update"], "state")],
+        ["inference API".to_owned(), text(device, "inference_address")],
+    ];
+    output::table(["field", "value"], rows);
+    let bundles = device["bundles"].as_array().cloned().unwrap_or_default();
+    output::line("");
+    let bundle = |b: &Value| [text(b, "model"), text(b, "version"), text(b, "slot")];
+    output::table(["model", "version", "slot"], bundles.iter().map(bundle));
+}

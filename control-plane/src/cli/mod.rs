@@ -1,0 +1,123 @@
+//! The operator's command line: one file per noun. It speaks to the control plane over its REST API only, and keeps the
+//! offline keys on its own side.
+//!
+//! Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 not found.
+
+mod bundle;
+pub mod client;
+mod device;
+pub mod keys;
+mod model;
+pub mod output;
+pub mod parse;
+mod rollout;
+mod run;
+mod telemetry;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Subcommand};
+
+use client::{Client, ClientError};
+use output::Output;
+
+/// Options of every command that asks the control plane.
+#[derive(Args, Clone, Debug)]
+pub struct Global {
+    /// The control plane's address.
+    #[arg(long, global = true, env = "SKERRY_SERVER", default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    pub server: String,
+    /// An API token; without one, the file `~/.config/skerry/token` is read.
+    #[arg(long, global = true, env = "SKERRY_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub token: Option<String>,
+    /// How to print results.
+    #[arg(short, long, global = true, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+impl Global {
+    fn client(&self) -> Client {
+        Client::new(&self.server, self.token.clone().or_else(token_from_file))
+    }
+}
+
+fn token_from_file() -> Option<String> {
+    let home = std::env::var_os("HOME")?;
+    let text = std::fs::read_to_string(PathBuf::from(home).join(".config/skerry/token")).ok()?;
+    Some(text.trim().to_owned())
+}
+
+/// The operator's commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Signing keys: make them.
+    #[command(subcommand)]
+    Keys(keys::Command),
+    /// Devices: enrolment tokens, state, labels.
+    #[command(subcommand)]
+    Device(device::Command),
+    /// Training runs: submit, follow, cancel.
+    #[command(subcommand)]
+    Run(run::Command),
+    /// Registered models and their versions.
+    #[command(subcommand)]
+    Model(model::Command),
+    /// Bundles: build, sign, publish, inspect.
+    #[command(subcommand)]
+    Bundle(bundle::Command),
+    /// Rollouts: create, watch, pause, resume, abort.
+    #[command(subcommand)]
+    Rollout(rollout::Command),
+    /// What devices have measured.
+    #[command(subcommand)]
+    Telemetry(telemetry::Command),
+}
+
+/// A command's failure with its exit code.
+pub(crate) enum Failure {
+    /// The thing asked for is not there.
+    NotFound(anyhow::Error),
+    /// Anything else.
+    Failed(anyhow::Error),
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Failure {
+        if error.is_not_found() { Failure::NotFound(error.into()) } else { Failure::Failed(error.into()) }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Failure {
+        match error.downcast::<ClientError>() {
+            Ok(error) => error.into(),
+            Err(error) => Failure::Failed(error),
+        }
+    }
+}
+
+type Done = Result<ExitCode, Failure>;
+
+/// Runs a command to its exit code.
+pub fn run(command: Command, global: &Global) -> ExitCode {
+    let done = match command {
+        Command::Keys(command) => keys::run(command),
+        Command::Device(command) => device::run(command, global),
+        Command::Run(command) => run::run(command, global),
+        Command::Model(command) => model::run(command, global),
+        Command::Bundle(command) => bundle::run(command, global),
+        Command::Rollout(command) => rollout::run(command, global),
+        Command::Telemetry(command) => telemetry::run(command, global),
+    };
+    match done {
+        Ok(code) => code,
+        Err(Failure::NotFound(error)) => {
+            output::note(&format!("error: {error:#}"));
+            ExitCode::from(3)
+        }
+        Err(Failure::Failed(error)) => {
+            output::note(&format!("error: {error:#}"));
+            ExitCode::from(1)
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! `skerry model`: registered models and their versions.
+
+use std::{fs, path::PathBuf, process::ExitCode};
+
+use anyhow::Context;
+use clap::Subcommand;
+use serde_json::{Value, json};
+use skerry_shared::id::{ModelName, ModelVersion};
+
+use super::{
+    Done, Failure, Global, Output,
+    client::{encode, list},
+    output::{self, ago, bytes, pairs, text},
+};
+
+/// Commands about models.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Registers an ONNX file as the next version of a model.
+    #[command(after_help = "Example:\n  skerry model register activity-recognition model.onnx --description 'all features'")]
+    Register {
+        /// The model; it is made if it is new.
+        model: ModelName,
+        /// The ONNX file.
+        onnx: PathBuf,
+        /// One sentence for people.
+        #[arg(long, default_value = "")]
+        description: String,
+    },
+    /// Says whether a device could run an ONNX file; asks no server.
+    Check {
+        /// The ONNX file.
+        onnx: PathBuf,
+    },
+    /// Lists models.
+    List,
+    /// Shows a model and its versions.
+    Show {
+        /// The model.
+        model: ModelName,
+    },
+    /// Points an alias at a version, for example `champion`.
+    Alias {
+        /// The model.
+        model: ModelName,
+        /// The alias.
+        alias: String,
+        /// The version.
+        version: ModelVersion,
+    },
+    /// Tags a version.
+    Tag {
+        /// The model.
+        model: ModelName,
+        /// The version.
+        version: ModelVersion,
+        /// KEY=VALUE.
+        tag: super::parse::Pair,
+    },
+}
+
+pub(super) fn run(command: Command, global: &Global) -> Done {
+    let client = global.client();
+    let (answer, print): (Value, fn(&Value)) = match command {
+        Command::Register { model, onnx, description } => {
+            let content = read(&onnx)?;
+            let path = format!("/api/v1/models/{model}/versions?description={}", encode(&description));
+            let version = client.post_bytes(&path, &content)?;
+            (version, |v| {
+                let (model, version) = (text(v, "model"), text(v, "version"));
+                output::line(&format!("{model} v{version} ({})", bytes(v["size_bytes"].as_u64().unwrap_or(0))));
+            })
+        }
+        Command::Check { onnx } => {
+            let content = read(&onnx)?;
+            let checked = skerry_inference::check_model(&content);
+            let checked = checked.map_err(|error| {
+                Failure::Failed(anyhow::Error::new(error).context(format!("{} cannot run on a device", onnx.display())))
+            })?;
+            let value = json!({"inputs": checked.inputs, "outputs": checked.outputs});
+            (value, |v| {
+                for direction in ["inputs", "outputs"] {
+                    for tensor in v[direction].as_array().into_iter().flatten() {
+                        let (name, datatype) = (text(tensor, "name"), text(tensor, "datatype"));
+                        output::line(&format!("{direction:8} {name} {datatype} {}", tensor["shape"]));
+                    }
+                }
+            })
+        }
+        Command::List => (client.get("/api/v1/models")?, |v| {
+            let row = |m: &Value| {
+                let versions = m["versions"].as_array().map_or(0, Vec::len);
+                [text(m, "name"), versions.to_string(), pairs(&m["aliases"]), text(m, "description")]
+            };
+            output::table(["model", "versions", "aliases", "description"], list(v.clone(), "models").iter().map(row));
+        }),
+        Command::Show { model } => (client.get(&format!("/api/v1/models/{model}"))?, |v| {
+            let row = |m: &Value| {
+                let size = bytes(m["size_bytes"].as_u64().unwrap_or(0));
+                let made = ago(m["created_at_ms"].as_u64());
+                [text(m, "version"), size, made, text(m, "run_id"), pairs(&m["tags"]), text(m, "description")]
+            };
+            let header = ["version", "size", "registered", "run", "tags", "description"];
+            output::table(header, v["versions"].as_array().into_iter().flatten().map(row));
+        }),
+        Command::Alias { model, alias, version } => {
+            let path = format!("/api/v1/models/{model}/aliases/{alias}");
+            (client.put(&path, &json!({"version": version}))?, |_| output::line("done"))
+        }
+        Command::Tag { model, version, tag } => {
+            let path = format!("/api/v1/models/{model}/versions/{version}/tags/{}", encode(&tag.key));
+            (client.put(&path, &json!({"value": tag.value}))?, |_| output::line("done"))
+        }
+    };
+    match global.output {
+        Output::Json => output::json(&answer),
+        Output::Table => print(&answer),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(path: &PathBuf) -> anyhow::Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
