@@ -3,7 +3,7 @@
 //!
 //! Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 not found.
 
-mod bundle;
+pub mod bundle;
 pub mod client;
 mod device;
 pub mod keys;

@@ -1,0 +1,239 @@
+//! The control plane's one TOML file. Everything has a default; every mistake is named at once.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+/// The checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where databases, blobs and keys live.
+    pub data_dir: PathBuf,
+    /// Where the API and the console listen.
+    pub http_bind: SocketAddr,
+    /// The MQTT broker.
+    pub mqtt: Mqtt,
+    /// The folder with the online keys, `root.json` and the first `targets.json`.
+    pub signing_dir: PathBuf,
+    /// The largest request body: an ONNX file.
+    pub body_limit_bytes: usize,
+}
+
+/// The MQTT broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mqtt {
+    /// Runs in this process.
+    Embedded {
+        /// Where it listens.
+        bind: SocketAddr,
+    },
+    /// Runs elsewhere, and has its own users and rules.
+    External {
+        /// Its host name.
+        host: String,
+        /// Its port.
+        port: u16,
+        /// The control plane's user name there.
+        username: String,
+        /// The control plane's password there.
+        password: String,
+    },
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read configuration {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file says something impossible.
+    #[error("configuration {path} has {} mistake(s):{}", mistakes.len(), list(mistakes))]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Each mistake.
+        mistakes: Vec<String>,
+    },
+}
+
+fn list(mistakes: &[String]) -> String {
+    mistakes.iter().map(|mistake| format!("\n  - {mistake}")).collect()
+}
+
+/// 256 MiB: the largest models that fit a device, with room.
+const BODY_LIMIT_BYTES: usize = 256 * 1024 * 1024;
+
+impl Config {
+    /// The defaults, for a data folder.
+    pub fn new(data_dir: &Path) -> Config {
+        Config {
+            data_dir: data_dir.to_owned(),
+            http_bind: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            mqtt: Mqtt::Embedded { bind: SocketAddr::from(([127, 0, 0, 1], 1883)) },
+            signing_dir: data_dir.join("keys"),
+            body_limit_bytes: BODY_LIMIT_BYTES,
+        }
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with every mistake at once.
+    pub fn read(path: &Path) -> Result<Config, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        Config::parse(&text).map_err(|mistakes| ConfigError::Invalid { path: path.to_owned(), mistakes })
+    }
+
+    fn parse(text: &str) -> Result<Config, Vec<String>> {
+        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| vec![error.to_string().trim().to_owned()])?;
+        let mut mistakes = Vec::new();
+        // Section by section, so that a mistake in one does not hide those in the others.
+        let mut section = Sections { table, mistakes: &mut mistakes };
+        let data_dir: Option<PathBuf> = section.take("data_dir");
+        let http: HttpSection = section.take("http").unwrap_or_default();
+        let mqtt: MqttSection = section.take("mqtt").unwrap_or_default();
+        let signing: SigningSection = section.take("signing").unwrap_or_default();
+        let limits: LimitsSection = section.take("limits").unwrap_or_default();
+        section.finish();
+
+        let mut config = Config::new(&data_dir.unwrap_or_else(|| PathBuf::from("skerry-data")));
+        if let Some(bind) = address("http.bind", http.bind, &mut mistakes) {
+            config.http_bind = bind;
+        }
+        if let Some(url) = &mqtt.external_url {
+            match parse_mqtt_url(url) {
+                Some(external) => config.mqtt = external,
+                None => mistakes.push("mqtt.external_url must look like mqtt://user:password@host:1883".to_owned()),
+            }
+        }
+        if let Some(bind) = address("mqtt.embedded_bind", mqtt.embedded_bind, &mut mistakes) {
+            if mqtt.external_url.is_some() {
+                mistakes.push("mqtt.embedded_bind and mqtt.external_url exclude each other".to_owned());
+            } else {
+                config.mqtt = Mqtt::Embedded { bind };
+            }
+        }
+        if let Some(dir) = signing.dir {
+            config.signing_dir = dir;
+        }
+        if let Some(limit) = limits.body_bytes {
+            config.body_limit_bytes = limit;
+            if limit < 1024 {
+                mistakes.push("limits.body_bytes must be at least 1024".to_owned());
+            }
+        }
+        if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
+    }
+}
+
+struct Sections<'a> {
+    table: toml::Table,
+    mistakes: &'a mut Vec<String>,
+}
+
+impl Sections<'_> {
+    fn take<T: serde::de::DeserializeOwned>(&mut self, name: &str) -> Option<T> {
+        let value = self.table.remove(name)?;
+        match value.try_into() {
+            Ok(parsed) => Some(parsed),
+            Err(error) => {
+                self.mistakes.push(format!("{name}: {}", error.to_string().trim()));
+                None
+            }
+        }
+    }
+
+    fn finish(self) {
+        for name in self.table.keys() {
+            self.mistakes.push(format!("unknown section or field `{name}`"));
+        }
+    }
+}
+
+fn address(name: &str, text: Option<String>, mistakes: &mut Vec<String>) -> Option<SocketAddr> {
+    let text = text?;
+    match text.parse() {
+        Ok(address) => Some(address),
+        Err(_) => {
+            mistakes.push(format!("{name}: `{text}` is no address like 127.0.0.1:8080"));
+            None
+        }
+    }
+}
+
+/// `mqtt://user:password@host:port`.
+fn parse_mqtt_url(url: &str) -> Option<Mqtt> {
+    let (credentials, address) = url.strip_prefix("mqtt://")?.rsplit_once('@')?;
+    let (username, password) = credentials.split_once(':')?;
+    let (host, port) = address.trim_end_matches('/').rsplit_once(':')?;
+    let known = !username.is_empty() && !host.is_empty();
+    known.then_some(Mqtt::External {
+        host: host.to_owned(),
+        port: port.parse().ok()?,
+        username: username.to_owned(),
+        password: password.to_owned(),
+    })
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct HttpSection {
+    bind: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct MqttSection {
+    embedded_bind: Option<String>,
+    external_url: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct SigningSection {
+    dir: Option<PathBuf>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct LimitsSection {
+    body_bytes: Option<usize>,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_mistakes_are_all_named() {
+        let text = "colour = 1\n[http]\nbind = \"here\"\n[mqtt]\nexternal_url = \"http://x\"\n";
+        let mistakes = Config::parse(text).unwrap_err().join("\n");
+        for part in ["`colour`", "http.bind: `here`", "mqtt.external_url"] {
+            assert!(mistakes.contains(part), "{part}: {mistakes}");
+        }
+    }
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        let config = Config::parse("").unwrap();
+        assert_eq!(config.http_bind.port(), 8080);
+        assert_eq!(config.signing_dir, Path::new("skerry-data/keys"));
+    }
+
+    #[test]
+    fn an_external_broker_has_a_url() {
+        let config = Config::parse("[mqtt]\nexternal_url = \"mqtt://cp:p@ss@broker.example:1884\"").unwrap();
+        let (host, password) = ("broker.example".to_owned(), "p@ss".to_owned());
+        assert_eq!(config.mqtt, Mqtt::External { host, port: 1884, username: "cp".to_owned(), password });
+    }
+}
