@@ -113,7 +113,7 @@ impl TrustedSet {
         // §5.3.4: signed by a threshold of the keys of version N and of version N+1.
         new.check(&trusted.keys_of(Role::Root), trusted.version)?;
         let (own_keys, found) = (new.unverified().keys_of(Role::Root), new.unverified().version);
-        new.check(&own_keys, found)?;
+        let new = new.verify(&own_keys, found)?;
         // §5.3.5: exactly version N+1.
         if found <= trusted.version {
             return Err(Error::Rollback {
@@ -129,7 +129,6 @@ impl TrustedSet {
             });
         }
         // §5.3.6: expiry does not matter on the way; §5.3.10 is checked by the step after the last root.
-        let new = new.verify(&own_keys, found)?;
 
         let lost_key = |role| trusted.keys_of(role).loses_key_in(&new.metadata().keys_of(role));
         if lost_key(Role::Timestamp) || lost_key(Role::Snapshot) {

@@ -43,6 +43,7 @@ fn fast_forward_of_every_version_ends_with_the_rotation_of_the_snapshot_key() {
     let mut set = trusting(&Versions::all(u64::MAX).release());
     set.update_root(&rotation(2, |new| new.snapshot = key_set(&[13], 1)))
         .unwrap();
+    assert_eq!((set.timestamp(), set.snapshot()), (None, None));
     update(
         &mut set,
         &Versions {
