@@ -30,11 +30,7 @@ pub fn to_canonical_json(value: &Value) -> Result<Vec<u8>, CanonicalJsonError> {
     Ok(out)
 }
 
-fn write_value(
-    out: &mut Vec<u8>,
-    value: &Value,
-    depth_left: usize,
-) -> Result<(), CanonicalJsonError> {
+fn write_value(out: &mut Vec<u8>, value: &Value, depth_left: usize) -> Result<(), CanonicalJsonError> {
     match value {
         Value::Null => out.extend_from_slice(b"null"),
         Value::Bool(true) => out.extend_from_slice(b"true"),
@@ -67,11 +63,7 @@ fn write_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
-fn write_array(
-    out: &mut Vec<u8>,
-    values: &[Value],
-    depth_left: usize,
-) -> Result<(), CanonicalJsonError> {
+fn write_array(out: &mut Vec<u8>, values: &[Value], depth_left: usize) -> Result<(), CanonicalJsonError> {
     out.push(b'[');
     for (index, value) in values.iter().enumerate() {
         if index > 0 {
@@ -83,11 +75,7 @@ fn write_array(
     Ok(())
 }
 
-fn write_object(
-    out: &mut Vec<u8>,
-    members: &Map<String, Value>,
-    depth_left: usize,
-) -> Result<(), CanonicalJsonError> {
+fn write_object(out: &mut Vec<u8>, members: &Map<String, Value>, depth_left: usize) -> Result<(), CanonicalJsonError> {
     // The map may be in insertion order, depending on features that other crates switch on. UTF-8 order is code point
     // order.
     let mut members: Vec<_> = members.iter().collect();
@@ -114,10 +102,7 @@ pub(crate) mod tests {
     use serde_json::json;
 
     fn check(value: Value, expect: &str) {
-        assert_eq!(
-            String::from_utf8(to_canonical_json(&value).unwrap()).unwrap(),
-            expect
-        );
+        assert_eq!(String::from_utf8(to_canonical_json(&value).unwrap()).unwrap(), expect);
     }
 
     #[test]

@@ -86,8 +86,7 @@ impl PublicKey {
     /// Returns the id to give to this key: SHA-256 of the canonical JSON of type, scheme and value, in hexadecimal.
     pub fn id(&self) -> KeyId {
         let object = json!({"keytype": self.keytype, "scheme": self.scheme, "keyval": {"public": self.keyval.public}});
-        let canonical =
-            to_canonical_json(&object).expect("strings two levels deep have a canonical form");
+        let canonical = to_canonical_json(&object).expect("strings two levels deep have a canonical form");
         KeyId(hex::encode(Sha256::digest(&canonical)))
     }
 
@@ -126,8 +125,7 @@ mod tests {
     fn unknown_members_do_not_change_the_id() {
         let mut key = PublicKey::from_ed25519(&[7; 32]);
         let id = key.id();
-        key.extra
-            .insert("keyid_hash_algorithms".to_owned(), json!(["md5"]));
+        key.extra.insert("keyid_hash_algorithms".to_owned(), json!(["md5"]));
         assert_eq!(key.id(), id);
     }
 

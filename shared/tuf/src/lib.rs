@@ -12,6 +12,8 @@
 
 mod canonical_json;
 mod error;
+#[cfg(test)]
+mod fixtures;
 mod key;
 mod limits;
 mod metadata;
@@ -30,14 +32,10 @@ pub use error::Error;
 pub use key::{KeyId, KeyVal, PublicKey};
 pub use limits::{Limits, MAX_JSON_DEPTH};
 pub use metadata::{
-    MetaFile, Metadata, Role, RoleKeys, Root, RootExtension, RootRoles, Snapshot, TargetFile,
-    Targets, Timestamp,
+    MetaFile, Metadata, Role, RoleKeys, Root, RootExtension, RootRoles, Snapshot, TargetFile, Targets, Timestamp,
 };
 #[cfg(feature = "sign")]
-pub use sign::{
-    NewRoot, SigningKey, add_signature, new_root, new_snapshot, new_targets, new_timestamp,
-    sign_metadata,
-};
+pub use sign::{NewRoot, SigningKey, add_signature, new_root, new_snapshot, new_targets, new_timestamp, sign_metadata};
 pub use signed::{Signature, Signed, Verified};
 pub use stored::{DroppedFile, LoadedSet, StoredMetadata, VersionFloors};
 pub use strict_json::parse_strict_json;

@@ -400,13 +400,12 @@ fn check_length(file: &str, expected_bytes: u64, bytes: &[u8]) -> Result<(), Err
 }
 
 fn check_sha256(file: &str, hashes: &BTreeMap<String, String>, bytes: &[u8]) -> Result<(), Error> {
-    let expected = sha256_in(hashes).ok_or_else(|| Error::HashUnsupported {
-        file: file.to_owned(),
-    })?;
+    let expected = sha256_in(hashes).ok_or_else(|| Error::HashUnsupported { file: file.to_owned() })?;
     if Sha256::digest(bytes).as_slice() != expected {
-        return Err(Error::Hash {
-            file: file.to_owned(),
-        });
+        return Err(Error::Hash { file: file.to_owned() });
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

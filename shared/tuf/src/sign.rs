@@ -14,8 +14,7 @@ use crate::error::Error;
 use crate::key::{KeyId, PublicKey};
 use crate::limits::Limits;
 use crate::metadata::{
-    MetaFile, Metadata, Role, RoleKeys, Root, RootExtension, RootRoles, Snapshot, Targets,
-    Timestamp,
+    MetaFile, Metadata, Role, RoleKeys, Root, RootExtension, RootRoles, Snapshot, Targets, Timestamp,
 };
 use crate::signed::{Envelope, Signature, Signed};
 use crate::threshold::KeySet;
@@ -165,15 +164,10 @@ pub fn sign_metadata<'a, T: Metadata>(
     keys: impl IntoIterator<Item = &'a SigningKey>,
 ) -> Result<Vec<u8>, Error> {
     let role = T::ROLE;
-    let mut signed =
-        serde_json::to_value(metadata).map_err(|source| Error::Parse { role, source })?;
+    let mut signed = serde_json::to_value(metadata).map_err(|source| Error::Parse { role, source })?;
     signed["_type"] = Value::from(role.as_str());
-    let canonical =
-        to_canonical_json(&signed).map_err(|source| Error::NotCanonical { role, source })?;
-    let signatures = keys
-        .into_iter()
-        .map(|key| signature(key, &canonical))
-        .collect();
+    let canonical = to_canonical_json(&signed).map_err(|source| Error::NotCanonical { role, source })?;
+    let signatures = keys.into_iter().map(|key| signature(key, &canonical)).collect();
     encode::<T>(&Envelope { signatures, signed })
 }
 
@@ -186,15 +180,10 @@ pub fn sign_metadata<'a, T: Metadata>(
 /// `bytes` is not a metadata file of role `T`, or would become larger than the default limit.
 pub fn add_signature<T: Metadata>(bytes: &[u8], key: &SigningKey) -> Result<Vec<u8>, Error> {
     let file = Signed::<T>::parse(bytes, &Limits::default())?;
-    let parse_error = |source| Error::Parse {
-        role: T::ROLE,
-        source,
-    };
+    let parse_error = |source| Error::Parse { role: T::ROLE, source };
     let mut envelope: Envelope = serde_json::from_slice(bytes).map_err(parse_error)?;
     let signature = signature(key, file.canonical());
-    envelope
-        .signatures
-        .retain(|earlier| earlier.keyid != signature.keyid);
+    envelope.signatures.retain(|earlier| earlier.keyid != signature.keyid);
     envelope.signatures.push(signature);
     encode::<T>(&envelope)
 }
@@ -208,10 +197,7 @@ fn signature(key: &SigningKey, canonical: &[u8]) -> Signature {
 }
 
 fn encode<T: Metadata>(envelope: &Envelope) -> Result<Vec<u8>, Error> {
-    let bytes = serde_json::to_vec(envelope).map_err(|source| Error::Parse {
-        role: T::ROLE,
-        source,
-    })?;
+    let bytes = serde_json::to_vec(envelope).map_err(|source| Error::Parse { role: T::ROLE, source })?;
     Signed::<T>::parse(&bytes, &Limits::default())?;
     Ok(bytes)
 }

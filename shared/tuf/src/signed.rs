@@ -83,8 +83,7 @@ impl<T: Metadata> Signed<T> {
             });
         }
 
-        let canonical = to_canonical_json(&envelope.signed)
-            .map_err(|source| Error::NotCanonical { role, source })?;
+        let canonical = to_canonical_json(&envelope.signed).map_err(|source| Error::NotCanonical { role, source })?;
         let Value::Object(mut members) = envelope.signed else {
             return Err(Error::WrongType {
                 role,
@@ -148,12 +147,10 @@ impl<T: Metadata> Signed<T> {
                 bytes,
             })
         });
-        verify_threshold(keys, &self.canonical, signatures).map_err(|source| {
-            Error::SignatureThreshold {
-                role: T::ROLE,
-                root_version,
-                source,
-            }
+        verify_threshold(keys, &self.canonical, signatures).map_err(|source| Error::SignatureThreshold {
+            role: T::ROLE,
+            root_version,
+            source,
         })
     }
 
@@ -191,8 +188,7 @@ impl<T: Metadata> Verified<T> {
 /// Major version 1, then one or two numbers.
 fn is_supported(spec_version: &str) -> bool {
     let parts: Vec<&str> = spec_version.split('.').collect();
-    let is_number =
-        |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let is_number = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     matches!(parts.len(), 2 | 3) && parts[0] == "1" && parts.iter().all(is_number)
 }
 

@@ -69,11 +69,7 @@ impl TrustedSet {
     /// # Errors
     ///
     /// The root cannot be parsed or is not signed by its own keys: nothing can be trusted, try the root of the image.
-    pub fn from_stored(
-        stored: &StoredMetadata,
-        floors: VersionFloors,
-        limits: Limits,
-    ) -> Result<LoadedSet, Error> {
+    pub fn from_stored(stored: &StoredMetadata, floors: VersionFloors, limits: Limits) -> Result<LoadedSet, Error> {
         let mut set = Self::with_limits(&stored.root, limits, floors)?;
         let mut dropped = Vec::new();
         let mut note = |role, result: Result<Outcome, Error>| {
@@ -93,3 +89,6 @@ impl TrustedSet {
         Ok(LoadedSet { set, dropped })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -35,9 +35,7 @@ impl StrictValue {
     fn inner<E: Error>(self) -> Result<Self, E> {
         match self.depth_left.checked_sub(1) {
             Some(depth_left) => Ok(Self { depth_left }),
-            None => Err(E::custom(format_args!(
-                "nested deeper than {MAX_JSON_DEPTH} levels"
-            ))),
+            None => Err(E::custom(format_args!("nested deeper than {MAX_JSON_DEPTH} levels"))),
         }
     }
 }

@@ -99,9 +99,7 @@ mod tests {
 
     #[test]
     fn unsafe_names_are_refused() {
-        use TargetNameError::{
-            Absolute, Empty, EmptySegment, ForbiddenCharacter, TooLong, Traversal,
-        };
+        use TargetNameError::{Absolute, Empty, EmptySegment, ForbiddenCharacter, TooLong, Traversal};
         let long = "a".repeat(256);
         for (name, error) in [
             ("", Empty),

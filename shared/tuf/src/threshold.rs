@@ -35,11 +35,7 @@ impl KeySet {
 
     /// Tells whether a usable key of this set is absent from `newer`.
     pub(crate) fn loses_key_in(&self, newer: &Self) -> bool {
-        let kept: HashSet<_> = newer
-            .keys
-            .values()
-            .filter_map(PublicKey::ed25519_bytes)
-            .collect();
+        let kept: HashSet<_> = newer.keys.values().filter_map(PublicKey::ed25519_bytes).collect();
         self.keys
             .values()
             .filter_map(PublicKey::ed25519_bytes)
@@ -87,11 +83,7 @@ pub fn verify_threshold<'a>(
         if !tried.insert(signature.keyid) {
             continue;
         }
-        let Some(key) = keys
-            .keys
-            .get(signature.keyid)
-            .and_then(PublicKey::verifying_key)
-        else {
+        let Some(key) = keys.keys.get(signature.keyid).and_then(PublicKey::verifying_key) else {
             continue;
         };
         // Two ids may name one key: it still is one holder. The point is compared and not the bytes as written.
@@ -115,7 +107,7 @@ pub fn verify_threshold<'a>(
     Err(ThresholdNotMet { valid, needed })
 }
 
-#[cfg(all(test, feature = "sign"))]
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
@@ -141,46 +133,28 @@ mod tests {
     }
 
     fn signed_by(seed: u8) -> (KeyId, [u8; 64]) {
-        (
-            key(seed).public_key().id(),
-            key(seed).sign_bytes(b"message"),
-        )
+        (key(seed).public_key().id(), key(seed).sign_bytes(b"message"))
     }
 
     #[test]
     fn the_threshold_of_distinct_keys_is_enough() {
+        assert_eq!(verify(&key_set(&[1, 2, 3], 2), &[signed_by(1), signed_by(3)]), Ok(()));
         assert_eq!(
-            verify(&key_set(&[1, 2, 3], 2), &[signed_by(1), signed_by(3)]),
-            Ok(())
-        );
-        assert_eq!(
-            verify(
-                &key_set(&[1, 2, 3], 2),
-                &[signed_by(9), signed_by(1), signed_by(3)]
-            ),
+            verify(&key_set(&[1, 2, 3], 2), &[signed_by(9), signed_by(1), signed_by(3)]),
             Ok(())
         );
     }
 
     #[test]
     fn one_stolen_key_below_the_threshold_is_not_enough() {
-        let missing = Err(ThresholdNotMet {
-            valid: 1,
-            needed: 2,
-        });
+        let missing = Err(ThresholdNotMet { valid: 1, needed: 2 });
         assert_eq!(verify(&key_set(&[1, 2], 2), &[signed_by(1)]), missing);
-        assert_eq!(
-            verify(&key_set(&[1, 2], 2), &[signed_by(1), signed_by(9)]),
-            missing
-        );
+        assert_eq!(verify(&key_set(&[1, 2], 2), &[signed_by(1), signed_by(9)]), missing);
     }
 
     #[test]
     fn no_signature_or_another_key_is_not_enough() {
-        let missing = Err(ThresholdNotMet {
-            valid: 0,
-            needed: 1,
-        });
+        let missing = Err(ThresholdNotMet { valid: 0, needed: 1 });
         assert_eq!(verify(&key_set(&[1], 1), &[]), missing);
         assert_eq!(verify(&key_set(&[1], 1), &[signed_by(2)]), missing);
     }
@@ -190,23 +164,14 @@ mod tests {
         let other = (key(1).public_key().id(), key(1).sign_bytes(b"other"));
         assert_eq!(
             verify(&key_set(&[1], 1), &[other]),
-            Err(ThresholdNotMet {
-                valid: 0,
-                needed: 1
-            })
+            Err(ThresholdNotMet { valid: 0, needed: 1 })
         );
     }
 
     #[test]
     fn a_key_signing_twice_counts_once() {
-        let missing = Err(ThresholdNotMet {
-            valid: 1,
-            needed: 2,
-        });
-        assert_eq!(
-            verify(&key_set(&[1, 2], 2), &[signed_by(1), signed_by(1)]),
-            missing
-        );
+        let missing = Err(ThresholdNotMet { valid: 1, needed: 2 });
+        assert_eq!(verify(&key_set(&[1, 2], 2), &[signed_by(1), signed_by(1)]), missing);
     }
 
     #[test]
@@ -222,13 +187,7 @@ mod tests {
             (KeyId::new("alias"), signature),
             (KeyId::new("upper"), signature),
         ];
-        assert_eq!(
-            verify(&keys, &signatures),
-            Err(ThresholdNotMet {
-                valid: 1,
-                needed: 2
-            })
-        );
+        assert_eq!(verify(&keys, &signatures), Err(ThresholdNotMet { valid: 1, needed: 2 }));
     }
 
     #[test]
@@ -240,12 +199,6 @@ mod tests {
         let mut forged = [0; 64];
         forged[0] = 1;
         let result = verify(&KeySet::single(weak.clone()), &[(weak.id(), forged)]);
-        assert_eq!(
-            result,
-            Err(ThresholdNotMet {
-                valid: 0,
-                needed: 1
-            })
-        );
+        assert_eq!(result, Err(ThresholdNotMet { valid: 0, needed: 1 }));
     }
 }

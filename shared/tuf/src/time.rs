@@ -57,14 +57,7 @@ impl FromStr for UnixTime {
 
     fn from_str(text: &str) -> Result<Self, ParseTimeError> {
         let bytes: &[u8; 20] = text.as_bytes().try_into().map_err(|_| ParseTimeError)?;
-        for (position, separator) in [
-            (4, b'-'),
-            (7, b'-'),
-            (10, b'T'),
-            (13, b':'),
-            (16, b':'),
-            (19, b'Z'),
-        ] {
+        for (position, separator) in [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':'), (19, b'Z')] {
             if bytes[position] != separator {
                 return Err(ParseTimeError);
             }
@@ -87,8 +80,7 @@ impl FromStr for UnixTime {
         {
             return Err(ParseTimeError);
         }
-        let seconds =
-            days_from_epoch(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
+        let seconds = days_from_epoch(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
         Ok(Self { seconds })
     }
 }
@@ -172,11 +164,7 @@ mod tests {
             ("2100-03-01T00:00:00Z", 4_107_542_400),
             ("9999-12-31T23:59:59Z", LAST_SECOND),
         ] {
-            assert_eq!(
-                text.parse::<UnixTime>().unwrap().as_seconds(),
-                seconds,
-                "{text}"
-            );
+            assert_eq!(text.parse::<UnixTime>().unwrap().as_seconds(), seconds, "{text}");
             assert_eq!(UnixTime::from_seconds(seconds).to_string(), text);
         }
     }
@@ -212,9 +200,7 @@ mod tests {
         assert_eq!(UnixTime::from_millis(-1), UnixTime::from_seconds(0));
         assert_eq!(UnixTime::from_seconds(i64::MAX).as_seconds(), LAST_SECOND);
         assert_eq!(
-            UnixTime::from_seconds(i64::MAX)
-                .plus_days(u32::MAX)
-                .as_seconds(),
+            UnixTime::from_seconds(i64::MAX).plus_days(u32::MAX).as_seconds(),
             LAST_SECOND
         );
     }

@@ -80,16 +80,9 @@ impl TrustedSet {
     }
 
     /// Starts like [`TrustedSet::new`], with other limits and with floors from an earlier life.
-    pub(crate) fn with_limits(
-        root: &[u8],
-        limits: Limits,
-        floors: VersionFloors,
-    ) -> Result<Self, Error> {
+    pub(crate) fn with_limits(root: &[u8], limits: Limits, floors: VersionFloors) -> Result<Self, Error> {
         let root = Signed::<Root>::parse(root, &limits)?;
-        let (own_keys, version) = (
-            root.unverified().keys_of(Role::Root),
-            root.unverified().version,
-        );
+        let (own_keys, version) = (root.unverified().keys_of(Role::Root), root.unverified().version);
         let root = root.verify(&own_keys, version)?;
         let floors = VersionFloors {
             root: floors.root.max(version),
@@ -119,11 +112,8 @@ impl TrustedSet {
         let new = Signed::<Root>::parse(bytes, &self.limits)?;
         // §5.3.4: signed by a threshold of the keys of version N and of version N+1.
         new.check(&trusted.keys_of(Role::Root), trusted.version)?;
-        let (own_keys, found) = (
-            new.unverified().keys_of(Role::Root),
-            new.unverified().version,
-        );
-        new.check(&own_keys, found)?;
+        let (own_keys, found) = (new.unverified().keys_of(Role::Root), new.unverified().version);
+        let new = new.verify(&own_keys, found)?;
         // §5.3.5: exactly version N+1.
         if found <= trusted.version {
             return Err(Error::Rollback {
@@ -139,13 +129,8 @@ impl TrustedSet {
             });
         }
         // §5.3.6: expiry does not matter on the way; §5.3.10 is checked by the step after the last root.
-        let new = new.verify(&own_keys, found)?;
 
-        let lost_key = |role| {
-            trusted
-                .keys_of(role)
-                .loses_key_in(&new.metadata().keys_of(role))
-        };
+        let lost_key = |role| trusted.keys_of(role).loses_key_in(&new.metadata().keys_of(role));
         if lost_key(Role::Timestamp) || lost_key(Role::Snapshot) {
             // §5.3.11: recovery from a fast-forward attack. The snapshot holds the version of targets, so that floor
             // goes too.
@@ -183,14 +168,10 @@ impl TrustedSet {
         // §5.3.10: the last root must not have expired.
         expiry.check(root)?;
         // §5.4.2: signatures.
-        let new = Signed::<Timestamp>::parse(bytes, &self.limits)?
-            .verify(&root.keys_of(Role::Timestamp), root.version)?;
+        let new =
+            Signed::<Timestamp>::parse(bytes, &self.limits)?.verify(&root.keys_of(Role::Timestamp), root.version)?;
         // §5.4.3.1: no older timestamp; the same version changes nothing.
-        refuse_rollback(
-            Role::Timestamp,
-            self.floors.timestamp,
-            new.metadata().version,
-        )?;
+        refuse_rollback(Role::Timestamp, self.floors.timestamp, new.metadata().version)?;
         if let Some(trusted) = &self.timestamp
             && trusted.metadata().version == new.metadata().version
         {
@@ -228,8 +209,8 @@ impl TrustedSet {
         // §5.5.2: length and digest.
         listed.check(Role::Snapshot.file_name(), bytes)?;
         // §5.5.3: signatures.
-        let new = Signed::<Snapshot>::parse(bytes, &self.limits)?
-            .verify(&root.keys_of(Role::Snapshot), root.version)?;
+        let new =
+            Signed::<Snapshot>::parse(bytes, &self.limits)?.verify(&root.keys_of(Role::Snapshot), root.version)?;
         // §5.5.4: the version that is listed.
         refuse_other_version(Role::Snapshot, listed.version, new.metadata().version)?;
         // §5.5.5: no targets role is dropped or older.
@@ -262,8 +243,7 @@ impl TrustedSet {
         // §5.6.2: length and digest.
         listed.check(Role::Targets.file_name(), bytes)?;
         // §5.6.3: signatures.
-        let new = Signed::<Targets>::parse(bytes, &self.limits)?
-            .verify(&root.keys_of(Role::Targets), root.version)?;
+        let new = Signed::<Targets>::parse(bytes, &self.limits)?.verify(&root.keys_of(Role::Targets), root.version)?;
         // §5.6.4: the version that is listed, which is not below the floor.
         refuse_other_version(Role::Targets, listed.version, new.metadata().version)?;
         // §5.6.5: expiry.
@@ -378,9 +358,9 @@ impl TrustedSet {
             false => role.file_name().to_owned(),
         };
         let limit = self.limits.bytes_for(role);
-        let max_bytes = listed.length.map_or(limit, |length| {
-            usize::try_from(length).unwrap_or(limit).min(limit)
-        });
+        let max_bytes = listed
+            .length
+            .map_or(limit, |length| usize::try_from(length).unwrap_or(limit).min(limit));
         Some(Wanted {
             file_name,
             version: listed.version,
@@ -407,11 +387,7 @@ impl TrustedSet {
             role: Role::Targets,
             needs,
         };
-        let timestamp = self
-            .timestamp
-            .as_ref()
-            .ok_or(needs(Role::Timestamp))?
-            .metadata();
+        let timestamp = self.timestamp.as_ref().ok_or(needs(Role::Timestamp))?.metadata();
         expiry.check(timestamp)?;
         let listed = timestamp.snapshot_meta()?;
         let snapshot = self.snapshot.as_ref().ok_or(needs(Role::Snapshot))?;
@@ -422,11 +398,7 @@ impl TrustedSet {
     }
 }
 
-fn drop_unless_signed<T: Metadata>(
-    trusted: &mut Option<Verified<T>>,
-    root: &Root,
-    limits: &Limits,
-) {
+fn drop_unless_signed<T: Metadata>(trusted: &mut Option<Verified<T>>, root: &Root, limits: &Limits) {
     let keys: KeySet = root.keys_of(T::ROLE);
     trusted.take_if(|file| {
         Signed::<T>::parse(file.bytes(), limits)
@@ -449,22 +421,14 @@ fn refuse_too_large(role: Role, bytes: &[u8], limits: &Limits) -> Result<(), Err
 
 fn refuse_rollback(role: Role, trusted: u64, found: u64) -> Result<(), Error> {
     if found < trusted {
-        return Err(Error::Rollback {
-            role,
-            trusted,
-            found,
-        });
+        return Err(Error::Rollback { role, trusted, found });
     }
     Ok(())
 }
 
 fn refuse_other_version(role: Role, listed: u64, found: u64) -> Result<(), Error> {
     if found != listed {
-        return Err(Error::MixAndMatch {
-            role,
-            listed,
-            found,
-        });
+        return Err(Error::MixAndMatch { role, listed, found });
     }
     Ok(())
 }
@@ -480,3 +444,6 @@ fn refuse_older_targets(trusted: &Snapshot, new: &Snapshot) -> Result<(), Error>
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
