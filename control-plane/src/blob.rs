@@ -42,9 +42,16 @@ impl BlobStore {
     /// # Errors
     /// [`BlobError::Open`].
     pub fn open_folder(path: &Path) -> Result<BlobStore, BlobError> {
-        let generic = |source| BlobError::Open(object_store::Error::Generic { store: "folder", source });
+        let generic = |source| {
+            BlobError::Open(object_store::Error::Generic {
+                store: "folder",
+                source,
+            })
+        };
         std::fs::create_dir_all(path).map_err(|error| generic(Box::new(error)))?;
-        let store = LocalFileSystem::new_with_prefix(path).map_err(BlobError::Open)?.with_fsync(true);
+        let store = LocalFileSystem::new_with_prefix(path)
+            .map_err(BlobError::Open)?
+            .with_fsync(true);
         Ok(BlobStore { store: Arc::new(store) })
     }
 
@@ -54,14 +61,19 @@ impl BlobStore {
     /// [`BlobError::Digest`] when the content is not what was announced.
     pub async fn put(&self, expected: Digest, content: Bytes) -> Result<(), BlobError> {
         let hashed = content.clone();
-        let got = tokio::task::spawn_blocking(move || Digest::of(&hashed)).await.expect("hashing does not panic");
+        let got = tokio::task::spawn_blocking(move || Digest::of(&hashed))
+            .await
+            .expect("hashing does not panic");
         if got != expected {
             return Err(BlobError::Digest { expected, got });
         }
         if self.has(expected).await? {
             return Ok(());
         }
-        self.store.put(&key(expected), PutPayload::from_bytes(content)).await.map_err(BlobError::Store)?;
+        self.store
+            .put(&key(expected), PutPayload::from_bytes(content))
+            .await
+            .map_err(BlobError::Store)?;
         Ok(())
     }
 

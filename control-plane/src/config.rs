@@ -77,7 +77,9 @@ impl Config {
         Config {
             data_dir: data_dir.to_owned(),
             http_bind: SocketAddr::from(([127, 0, 0, 1], 8080)),
-            mqtt: Mqtt::Embedded { bind: SocketAddr::from(([127, 0, 0, 1], 1883)) },
+            mqtt: Mqtt::Embedded {
+                bind: SocketAddr::from(([127, 0, 0, 1], 1883)),
+            },
             signing_dir: data_dir.join("keys"),
             body_limit_bytes: BODY_LIMIT_BYTES,
         }
@@ -88,16 +90,27 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], with every mistake at once.
     pub fn read(path: &Path) -> Result<Config, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let read = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
         let text = std::fs::read_to_string(path).map_err(read)?;
-        Config::parse(&text).map_err(|mistakes| ConfigError::Invalid { path: path.to_owned(), mistakes })
+        Config::parse(&text).map_err(|mistakes| ConfigError::Invalid {
+            path: path.to_owned(),
+            mistakes,
+        })
     }
 
     fn parse(text: &str) -> Result<Config, Vec<String>> {
-        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| vec![error.to_string().trim().to_owned()])?;
+        let table: toml::Table = text
+            .parse()
+            .map_err(|error: toml::de::Error| vec![error.to_string().trim().to_owned()])?;
         let mut mistakes = Vec::new();
         // Section by section, so that a mistake in one does not hide those in the others.
-        let mut section = Sections { table, mistakes: &mut mistakes };
+        let mut section = Sections {
+            table,
+            mistakes: &mut mistakes,
+        };
         let data_dir: Option<PathBuf> = section.take("data_dir");
         let http: HttpSection = section.take("http").unwrap_or_default();
         let mqtt: MqttSection = section.take("mqtt").unwrap_or_default();
@@ -234,6 +247,14 @@ mod tests {
     fn an_external_broker_has_a_url() {
         let config = Config::parse("[mqtt]\nexternal_url = \"mqtt://cp:p@ss@broker.example:1884\"").unwrap();
         let (host, password) = ("broker.example".to_owned(), "p@ss".to_owned());
-        assert_eq!(config.mqtt, Mqtt::External { host, port: 1884, username: "cp".to_owned(), password });
+        assert_eq!(
+            config.mqtt,
+            Mqtt::External {
+                host,
+                port: 1884,
+                username: "cp".to_owned(),
+                password
+            }
+        );
     }
 }

@@ -1,12 +1,23 @@
 //! The server role and the operator's command line of Skerry.
 //!
-//! The list below is the reading order: a module uses modules above it, never below.
+//! The list below is the reading order: a module uses modules above it, never below. `app` wires them, the edges (`mqtt`,
+//! `api`, `cli`) call in from outside.
 
 pub mod blob;
 pub mod config;
 pub mod db;
 
+pub mod devices;
+pub mod registry;
 pub mod signing;
 
 pub mod bundle;
+pub mod publish;
+pub mod transfer;
+
+pub mod app;
+
+mod api;
+mod mqtt;
+
 pub mod cli;

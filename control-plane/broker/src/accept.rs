@@ -5,8 +5,8 @@
 
 use crate::{Hooks, Limits, auth::ConnectionAuth, connections::Connections};
 use mqtt5::broker::{
-    BrokerConfig as MqttConfig, DynamicStorage, ResourceMonitor, client_handler::ClientHandler,
-    router::MessageRouter, sys_topics::BrokerStats, transport::BrokerTransport,
+    BrokerConfig as MqttConfig, DynamicStorage, ResourceMonitor, client_handler::ClientHandler, router::MessageRouter,
+    sys_topics::BrokerStats, transport::BrokerTransport,
 };
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
@@ -34,11 +34,7 @@ pub(crate) struct Core {
 
 impl Core {
     /// Prepares the service of one transport; the connection is in the table from now until the future is dropped.
-    fn serve(
-        &self,
-        transport: BrokerTransport,
-        peer: SocketAddr,
-    ) -> impl Future<Output = ()> + Send + 'static {
+    fn serve(&self, transport: BrokerTransport, peer: SocketAddr) -> impl Future<Output = ()> + Send + 'static {
         let open = self.connections.open();
         let auth = ConnectionAuth {
             hooks: Arc::clone(&self.hooks),
@@ -77,9 +73,7 @@ impl Core {
 
 /// Accepts plain TCP until `stop` fires or its sender is dropped, then closes what is open.
 pub(crate) async fn run(listener: TcpListener, core: Arc<Core>, mut stop: oneshot::Receiver<()>) {
-    let places = Arc::new(Semaphore::new(
-        core.limits.max_clients.min(Semaphore::MAX_PERMITS),
-    ));
+    let places = Arc::new(Semaphore::new(core.limits.max_clients.min(Semaphore::MAX_PERMITS)));
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
@@ -123,10 +117,7 @@ async fn drain(mut tasks: JoinSet<()>, core: &Core) {
             log_panic(ended);
         }
     };
-    if timeout(core.limits.shutdown_deadline, all_ended)
-        .await
-        .is_err()
-    {
+    if timeout(core.limits.shutdown_deadline, all_ended).await.is_err() {
         warn!(
             connections = tasks.len(),
             "MQTT connections did not end in time and are cut off"

@@ -38,11 +38,7 @@ impl ConnectionAuth {
             let topic = &will.topic;
             let valid = mqtt5::is_valid_topic_name(topic);
             if !valid || !self.hooks.authorize(&identity, Access::Publish, topic) {
-                tracing::warn!(
-                    client.id = connect.client_id,
-                    topic,
-                    "last will is not allowed"
-                );
+                tracing::warn!(client.id = connect.client_id, topic, "last will is not allowed");
                 return AuthResult::fail(ReasonCode::NotAuthorized);
             }
         }
@@ -79,12 +75,7 @@ impl AuthProvider for ConnectionAuth {
         Box::pin(async move { Ok(self.identify(connect, client_addr).await) })
     }
 
-    fn authorize_publish<'a>(
-        &'a self,
-        _client_id: &str,
-        _user: Option<&'a str>,
-        topic: &'a str,
-    ) -> Answer<'a, bool> {
+    fn authorize_publish<'a>(&'a self, _client_id: &str, _user: Option<&'a str>, topic: &'a str) -> Answer<'a, bool> {
         Box::pin(std::future::ready(self.allows(Access::Publish, topic)))
     }
 

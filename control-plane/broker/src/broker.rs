@@ -9,9 +9,8 @@ use crate::{
     connections::Connections,
 };
 use mqtt5::broker::{
-    BrokerConfig as MqttConfig, DynamicStorage, FileBackend, MemoryBackend, ResourceLimits,
-    ResourceMonitor, StorageBackend, router::MessageRouter, storage::QueueLimits,
-    sys_topics::BrokerStats,
+    BrokerConfig as MqttConfig, DynamicStorage, FileBackend, MemoryBackend, ResourceLimits, ResourceMonitor,
+    StorageBackend, router::MessageRouter, storage::QueueLimits, sys_topics::BrokerStats,
 };
 use std::{
     net::SocketAddr,
@@ -53,16 +52,9 @@ impl Broker {
     /// # Errors
     /// A bad limit, a taken port or an unusable storage folder, each by name. Nothing is left running.
     pub async fn start(config: BrokerConfig, hooks: Arc<dyn Hooks>) -> Result<Self, BrokerError> {
-        let BrokerConfig {
-            bind,
-            storage,
-            limits,
-        } = config;
+        let BrokerConfig { bind, storage, limits } = config;
         limits.validate()?;
-        let bind_error = |source| BrokerError::Bind {
-            address: bind,
-            source,
-        };
+        let bind_error = |source| BrokerError::Bind { address: bind, source };
         let listener = TcpListener::bind(bind).await.map_err(bind_error)?;
         let local_addr = listener.local_addr().map_err(bind_error)?;
 
@@ -135,9 +127,7 @@ impl Broker {
 async fn open_storage(path: Option<&Path>, limits: &Limits) -> Result<DynamicStorage, BrokerError> {
     let queues = queue_limits(limits);
     let Some(path) = path else {
-        return Ok(DynamicStorage::Memory(MemoryBackend::with_queue_limits(
-            queues,
-        )));
+        return Ok(DynamicStorage::Memory(MemoryBackend::with_queue_limits(queues)));
     };
     if path.as_os_str().is_empty() {
         return Err(BrokerError::EmptyStoragePath);
@@ -163,9 +153,9 @@ async fn restore(
         storage.cleanup_expired().await?;
         router.initialize().await
     };
-    restored.await.map_err(|source| BrokerError::Restore {
-        source: source.into(),
-    })
+    restored
+        .await
+        .map_err(|source| BrokerError::Restore { source: source.into() })
 }
 
 async fn sweep(router: Arc<MessageRouter>, storage: Arc<DynamicStorage>, interval: Duration) {

@@ -80,21 +80,13 @@ impl Connections {
         self.table()
             .by_key
             .values()
-            .filter(|connection| {
-                connection
-                    .claimed_client_id
-                    .get()
-                    .is_some_and(|id| id == client_id)
-            })
+            .filter(|connection| connection.claimed_client_id.get().is_some_and(|id| id == client_id))
             .for_each(|connection| connection.stop());
     }
 
     /// Ends every connection.
     pub(crate) fn stop_all(&self) {
-        self.table()
-            .by_key
-            .values()
-            .for_each(|connection| connection.stop());
+        self.table().by_key.values().for_each(|connection| connection.stop());
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {

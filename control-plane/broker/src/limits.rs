@@ -75,37 +75,17 @@ impl Limits {
             ("max_packet_bytes", self.max_packet_bytes, MIN_PACKET_BYTES),
             ("max_clients", self.max_clients, 1),
             ("client_channel_capacity", self.client_channel_capacity, 1),
-            (
-                "server_receive_maximum",
-                self.server_receive_maximum.into(),
-                1,
-            ),
-            (
-                "max_outbound_inflight",
-                self.max_outbound_inflight.into(),
-                1,
-            ),
+            ("server_receive_maximum", self.server_receive_maximum.into(), 1),
+            ("max_outbound_inflight", self.max_outbound_inflight.into(), 1),
             ("max_queued_messages", self.max_queued_messages, 1),
-            (
-                "max_queued_bytes",
-                self.max_queued_bytes,
-                self.max_packet_bytes,
-            ),
-            (
-                "max_subscriptions_per_client",
-                self.max_subscriptions_per_client,
-                1,
-            ),
+            ("max_queued_bytes", self.max_queued_bytes, self.max_packet_bytes),
+            ("max_subscriptions_per_client", self.max_subscriptions_per_client, 1),
             ("max_retained_messages", self.max_retained_messages, 1),
             ("sweep_interval (ms)", millis(self.sweep_interval), 1),
         ];
         for (name, value, at_least) in least {
             if value < at_least {
-                return Err(BrokerError::Limit {
-                    name,
-                    value,
-                    at_least,
-                });
+                return Err(BrokerError::Limit { name, value, at_least });
             }
         }
         Ok(())

@@ -107,10 +107,19 @@ struct Files {
 impl Files {
     fn add(&mut self, name: ResourceName, kind: ResourceKind, content: Vec<u8>) -> Result<(), BuildError> {
         if let Some(present) = self.content.get(&name) {
-            return if *present == content { Ok(()) } else { Err(BuildError::NameTwice(name)) };
+            return if *present == content {
+                Ok(())
+            } else {
+                Err(BuildError::NameTwice(name))
+            };
         }
         let (digest, size_bytes) = (Digest::of(&content), content.len() as u64);
-        self.resources.push(Resource { name: name.clone(), digest, size_bytes, kind });
+        self.resources.push(Resource {
+            name: name.clone(),
+            digest,
+            size_bytes,
+            kind,
+        });
         self.content.insert(name, content);
         Ok(())
     }
@@ -130,13 +139,24 @@ pub fn build(spec: &Spec, options: &BuildOptions, folder: &Path) -> Result<Bundl
                 files.add(resource.clone(), ResourceKind::OnnxModel, read(&spec.onnx)?)?;
                 StageKind::Model { resource }
             }
-            SpecStageKind::Step { component: path, parameters, limits } => {
+            SpecStageKind::Step {
+                component: path,
+                parameters,
+                limits,
+            } => {
                 let component = resource_name(path)?;
                 add_component(&mut files, &component, read(path)?)?;
-                StageKind::Step { component, parameters: parameters.clone(), limits: *limits }
+                StageKind::Step {
+                    component,
+                    parameters: parameters.clone(),
+                    limits: *limits,
+                }
             }
         };
-        stages.push(Stage { name: stage.name.clone(), kind });
+        stages.push(Stage {
+            name: stage.name.clone(),
+            kind,
+        });
     }
     let mut golden = None;
     let (mut inputs, mut outputs) = (spec.inputs.clone(), spec.outputs.clone());
@@ -153,7 +173,10 @@ pub fn build(spec: &Spec, options: &BuildOptions, folder: &Path) -> Result<Bundl
         }
         let resource = resource_name(path)?;
         files.add(resource.clone(), ResourceKind::GoldenVectors, content)?;
-        golden = Some(Golden { resource, tolerance: *tolerance });
+        golden = Some(Golden {
+            resource,
+            tolerance: *tolerance,
+        });
         vectors = Some((parsed, *tolerance));
     }
     for path in &spec.documents {
@@ -165,7 +188,11 @@ pub fn build(spec: &Spec, options: &BuildOptions, folder: &Path) -> Result<Bundl
         version: options.version,
         created_at_ms: options.created_at_ms,
         resources: files.resources,
-        pipeline: Pipeline { inputs, outputs, stages },
+        pipeline: Pipeline {
+            inputs,
+            outputs,
+            stages,
+        },
         golden,
         lineage: options.lineage.clone(),
     };
@@ -195,7 +222,9 @@ fn add_component(files: &mut Files, component: &ResourceName, wasm: Vec<u8>) -> 
             wasmtime: WASMTIME_VERSION.to_owned(),
         };
         let name = format!("{component}.{platform}.cwasm");
-        let name = name.parse().map_err(|_| BuildError::Name { path: PathBuf::from(&name) })?;
+        let name = name.parse().map_err(|_| BuildError::Name {
+            path: PathBuf::from(&name),
+        })?;
         files.add(name, kind, compiled)?;
     }
     files.add(component.clone(), ResourceKind::Component, wasm)
@@ -210,7 +239,10 @@ fn check(
 ) -> Result<(), BuildError> {
     let runtime = Runtime::new().map_err(BuildError::Load)?;
     let mut read = |resource: &Resource| -> std::io::Result<Vec<u8>> {
-        content.get(&resource.name).cloned().ok_or_else(|| std::io::ErrorKind::NotFound.into())
+        content
+            .get(&resource.name)
+            .cloned()
+            .ok_or_else(|| std::io::ErrorKind::NotFound.into())
     };
     let mut bundle = LoadedBundle::load(&runtime, manifest, &mut read).map_err(BuildError::Load)?;
     match (vectors, self_check) {
@@ -222,7 +254,10 @@ fn check(
 }
 
 fn parse_golden(path: &Path, content: &[u8]) -> Result<GoldenVectors, BuildError> {
-    let bad = |reason: String| BuildError::Golden { path: path.to_owned(), reason };
+    let bad = |reason: String| BuildError::Golden {
+        path: path.to_owned(),
+        reason,
+    };
     let golden: GoldenVectors = serde_json::from_slice(content).map_err(|error| bad(error.to_string()))?;
     if golden.vectors.is_empty() {
         return Err(bad("there are none".to_owned()));
@@ -231,10 +266,16 @@ fn parse_golden(path: &Path, content: &[u8]) -> Result<GoldenVectors, BuildError
 }
 
 fn resource_name(path: &Path) -> Result<ResourceName, BuildError> {
-    let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .and_then(|name| name.parse().ok());
     name.ok_or_else(|| BuildError::Name { path: path.to_owned() })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, BuildError> {
-    fs::read(path).map_err(|source| BuildError::Read { path: path.to_owned(), source })
+    fs::read(path).map_err(|source| BuildError::Read {
+        path: path.to_owned(),
+        source,
+    })
 }

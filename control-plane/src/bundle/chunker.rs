@@ -45,7 +45,10 @@ pub fn chunk_files(files: &[(ResourceName, Vec<u8>)]) -> Result<ChunkedFiles, Ch
         }
         entries.push((name.clone(), Digest::of(content), content.len() as u64, chunks));
     }
-    Ok(ChunkedFiles { index: ChunkIndex::new(entries)?, wire })
+    Ok(ChunkedFiles {
+        index: ChunkIndex::new(entries)?,
+        wire,
+    })
 }
 
 /// The smallest of the forms; the simpler one when two are equal.
@@ -53,10 +56,17 @@ fn encode(piece: &[u8]) -> (Codec, Vec<u8>) {
     let candidates = [
         (Codec::Raw, Some(piece.to_vec())),
         (Codec::Zstd, zstd::bulk::compress(piece, ZSTD_LEVEL).ok()),
-        (Codec::Shuffle4Zstd, zstd::bulk::compress(&shuffle4(piece), ZSTD_LEVEL).ok()),
+        (
+            Codec::Shuffle4Zstd,
+            zstd::bulk::compress(&shuffle4(piece), ZSTD_LEVEL).ok(),
+        ),
     ];
-    let encoded = candidates.into_iter().filter_map(|(codec, bytes)| Some((codec, bytes?)));
-    encoded.min_by_key(|(_, bytes)| bytes.len()).expect("the raw form is always there")
+    let encoded = candidates
+        .into_iter()
+        .filter_map(|(codec, bytes)| Some((codec, bytes?)));
+    encoded
+        .min_by_key(|(_, bytes)| bytes.len())
+        .expect("the raw form is always there")
 }
 
 /// Turns the wire form of a chunk back into its content.
@@ -95,22 +105,30 @@ mod tests {
     }
 
     fn weights(count: u32) -> Vec<u8> {
-        (0..count).flat_map(|i| (1.0 + (i as f32 * 0.37).sin() * 1e-2).to_le_bytes()).collect()
+        (0..count)
+            .flat_map(|i| (1.0 + (i as f32 * 0.37).sin() * 1e-2).to_le_bytes())
+            .collect()
     }
 
     #[test]
     fn every_chunk_decodes_to_its_piece() {
         let content = weights(20_000);
         let chunked = chunk_files(&[(name("model.onnx"), content.clone())]).unwrap();
-        let decoded: Vec<u8> =
-            chunked.index.chunks().iter().flat_map(|c| decode(c, &chunked.wire[&c.wire]).unwrap()).collect();
+        let decoded: Vec<u8> = chunked
+            .index
+            .chunks()
+            .iter()
+            .flat_map(|c| decode(c, &chunked.wire[&c.wire]).unwrap())
+            .collect();
         assert_eq!(decoded, content);
     }
 
     #[test]
     fn weights_are_shuffled_and_noise_stays_raw() {
         assert_eq!(encode(&weights(8000)).0, Codec::Shuffle4Zstd);
-        let noise: Vec<u8> = (0..64_u32).flat_map(|i| *Digest::of(&i.to_le_bytes()).as_bytes()).collect();
+        let noise: Vec<u8> = (0..64_u32)
+            .flat_map(|i| *Digest::of(&i.to_le_bytes()).as_bytes())
+            .collect();
         assert_eq!(encode(&noise).0, Codec::Raw);
     }
 

@@ -138,7 +138,12 @@ impl BundleFolder {
         write(&path.join(INDEX), &index_bytes)?;
         let pretty = serde_json::to_vec_pretty(&summary).expect("a summary always encodes");
         write(&path.join(SUMMARY), &pretty)?;
-        Ok(BundleFolder { path: path.to_owned(), manifest, index: files.index, summary })
+        Ok(BundleFolder {
+            path: path.to_owned(),
+            manifest,
+            index: files.index,
+            summary,
+        })
     }
 
     /// Opens a bundle and checks every chunk and every file of it.
@@ -169,19 +174,30 @@ impl BundleFolder {
                 }
             }
             if hasher.finish() != file.digest {
-                return Err(FolderError::File { path: owned(), file: file.name.to_string() });
+                return Err(FolderError::File {
+                    path: owned(),
+                    file: file.name.to_string(),
+                });
             }
             if file.name.as_str() == MANIFEST_NAME {
                 manifest_bytes = Some(content);
             }
         }
-        let manifest_bytes = manifest_bytes.ok_or_else(|| FolderError::Manifest { path: owned(), source: None })?;
-        let manifest = Manifest::from_json(&manifest_bytes)
-            .map_err(|source| FolderError::Manifest { path: owned(), source: Some(source) })?;
+        let manifest_bytes = manifest_bytes.ok_or_else(|| FolderError::Manifest {
+            path: owned(),
+            source: None,
+        })?;
+        let manifest = Manifest::from_json(&manifest_bytes).map_err(|source| FolderError::Manifest {
+            path: owned(),
+            source: Some(source),
+        })?;
         for resource in &manifest.resources {
             let file = index.file(resource.name.as_str());
             if file.is_none_or(|file| file.digest != resource.digest || file.size_bytes != resource.size_bytes) {
-                return Err(FolderError::Resource { path: owned(), resource: resource.name.to_string() });
+                return Err(FolderError::Resource {
+                    path: owned(),
+                    resource: resource.name.to_string(),
+                });
             }
         }
         let summary = BundleSummary {
@@ -193,7 +209,12 @@ impl BundleFolder {
             total_bytes: index.total_bytes(),
             wire_bytes: wire_digests.values().sum(),
         };
-        Ok(BundleFolder { path: owned(), manifest, index, summary })
+        Ok(BundleFolder {
+            path: owned(),
+            manifest,
+            index,
+            summary,
+        })
     }
 
     /// Where it is.
@@ -222,10 +243,12 @@ impl BundleFolder {
         let path = self.path.join(TARGETS);
         match fs::read(&path) {
             Ok(bytes) => Ok(bytes),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Err(FolderError::Unsigned(self.path.clone()))
-            }
-            Err(source) => Err(FolderError::Io { action: "read", path, source }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(FolderError::Unsigned(self.path.clone())),
+            Err(source) => Err(FolderError::Io {
+                action: "read",
+                path,
+                source,
+            }),
         }
     }
 

@@ -48,7 +48,9 @@ pub fn sign(
     let name = TargetName::new(bundle.summary.target.clone()).map_err(SignError::TargetName)?;
     let index = bundle.index_bytes();
     let mut file = TargetFile::describe(&index);
-    file.custom = json!({"model": bundle.summary.model, "version": bundle.summary.version}).as_object().cloned();
+    file.custom = json!({"model": bundle.summary.model, "version": bundle.summary.version})
+        .as_object()
+        .cloned();
     if let Some(present) = targets.find(&name)
         && present.sha256() != file.sha256()
     {

@@ -130,17 +130,25 @@ impl Spec {
     /// # Errors
     /// [`SpecError`], with every mistake at once.
     pub fn read(path: &Path) -> Result<Spec, SpecError> {
-        let read = |source| SpecError::Read { path: path.to_owned(), source };
+        let read = |source| SpecError::Read {
+            path: path.to_owned(),
+            source,
+        };
         let text = std::fs::read_to_string(path).map_err(read)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         Spec::parse(&text, folder, path)
     }
 
     fn parse(text: &str, folder: &Path, path: &Path) -> Result<Spec, SpecError> {
-        let file: File = toml::from_str(text)
-            .map_err(|error| SpecError::Parse { path: path.to_owned(), reason: error.to_string().trim().to_owned() })?;
+        let file: File = toml::from_str(text).map_err(|error| SpecError::Parse {
+            path: path.to_owned(),
+            reason: error.to_string().trim().to_owned(),
+        })?;
         let mut mistakes = Vec::new();
-        let model = file.model.parse::<ModelName>().map_err(|error| mistakes.push(error.to_string()));
+        let model = file
+            .model
+            .parse::<ModelName>()
+            .map_err(|error| mistakes.push(error.to_string()));
         let mut existing = |what: &str, relative: &Path| {
             let path = folder.join(relative);
             if !path.is_file() {
@@ -150,10 +158,20 @@ impl Spec {
         };
         let onnx = existing("onnx", &file.onnx);
         let golden = file.golden.as_deref().map(|golden| existing("golden", golden));
-        let documents = file.documents.iter().map(|document| existing("documents", document)).collect();
-        let tolerance = file.tolerance.unwrap_or(Tolerance { absolute: 1e-4, relative: 1e-3 });
-        let stages: Vec<SpecStage> =
-            file.stage.into_iter().filter_map(|stage| check_stage(stage, folder, &mut mistakes)).collect();
+        let documents = file
+            .documents
+            .iter()
+            .map(|document| existing("documents", document))
+            .collect();
+        let tolerance = file.tolerance.unwrap_or(Tolerance {
+            absolute: 1e-4,
+            relative: 1e-3,
+        });
+        let stages: Vec<SpecStage> = file
+            .stage
+            .into_iter()
+            .filter_map(|stage| check_stage(stage, folder, &mut mistakes))
+            .collect();
         if file.model.is_empty() || stages.iter().filter(|s| matches!(s.kind, SpecStageKind::Model)).count() != 1 {
             mistakes.push("exactly one [[stage]] must have `model = true`".to_owned());
         }
@@ -174,13 +192,20 @@ impl Spec {
                 documents,
                 stages,
             }),
-            _ => Err(SpecError::Invalid { path: path.to_owned(), mistakes }),
+            _ => Err(SpecError::Invalid {
+                path: path.to_owned(),
+                mistakes,
+            }),
         }
     }
 }
 
 fn check_stage(stage: FileStage, folder: &Path, mistakes: &mut Vec<String>) -> Option<SpecStage> {
-    let name = stage.name.parse::<ResourceName>().map_err(|error| mistakes.push(format!("stage: {error}"))).ok()?;
+    let name = stage
+        .name
+        .parse::<ResourceName>()
+        .map_err(|error| mistakes.push(format!("stage: {error}")))
+        .ok()?;
     let kind = match (stage.model, stage.component) {
         (true, None) => SpecStageKind::Model,
         (false, Some(component)) => {
@@ -195,10 +220,16 @@ fn check_stage(stage: FileStage, folder: &Path, mistakes: &mut Vec<String>) -> O
             if limits.memory_bytes == 0 || limits.timeout_ms == 0 {
                 mistakes.push(format!("stage `{name}`: limits must be above zero"));
             }
-            SpecStageKind::Step { component, parameters: stage.parameters, limits }
+            SpecStageKind::Step {
+                component,
+                parameters: stage.parameters,
+                limits,
+            }
         }
         _ => {
-            mistakes.push(format!("stage `{name}`: give either `model = true` or `component = \"…\"`"));
+            mistakes.push(format!(
+                "stage `{name}`: give either `model = true` or `component = \"…\"`"
+            ));
             return None;
         }
     };
@@ -213,15 +244,24 @@ mod tests {
     #[test]
     fn every_mistake_is_named() {
         let text = "model = \"a/b\"\nonnx = \"gone.onnx\"\n[[stage]]\nname = \"x\"\n";
-        let error = Spec::parse(text, Path::new("/nowhere"), Path::new("s.toml")).unwrap_err().to_string();
-        for part in ["`a/b` is not a valid model name", "gone.onnx", "stage `x`", "without `golden`"] {
+        let error = Spec::parse(text, Path::new("/nowhere"), Path::new("s.toml"))
+            .unwrap_err()
+            .to_string();
+        for part in [
+            "`a/b` is not a valid model name",
+            "gone.onnx",
+            "stage `x`",
+            "without `golden`",
+        ] {
             assert!(error.contains(part), "{part}: {error}");
         }
     }
 
     #[test]
     fn an_unknown_field_is_refused() {
-        let error = Spec::parse("modle = \"x\"", Path::new("."), Path::new("s.toml")).unwrap_err().to_string();
+        let error = Spec::parse("modle = \"x\"", Path::new("."), Path::new("s.toml"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("modle"), "{error}");
     }
 }

@@ -36,8 +36,10 @@ use crate::{
 
 /// Commands about bundles.
 #[derive(Subcommand, Debug)]
-#[command(after_help = "The way of a bundle:\n  skerry model register NAME model.onnx\n  skerry bundle build --spec bundle.toml --out out\n  \
-                        skerry bundle sign out --keys keys\n  skerry bundle publish out\n  skerry rollout create NAME VERSION")]
+#[command(
+    after_help = "The way of a bundle:\n  skerry model register NAME model.onnx\n  skerry bundle build --spec bundle.toml --out out\n  \
+                        skerry bundle sign out --keys keys\n  skerry bundle publish out\n  skerry rollout create NAME VERSION"
+)]
 pub enum Command {
     /// Builds a bundle from a spec: compiles its components, runs its golden vectors, cuts it into chunks.
     Build {
@@ -80,9 +82,18 @@ pub enum Command {
 pub(super) fn run(command: Command, global: &Global) -> Done {
     let client = global.client();
     let summary = match command {
-        Command::Build { spec, out, version, skip_self_check } => {
+        Command::Build {
+            spec,
+            out,
+            version,
+            skip_self_check,
+        } => {
             let spec = Spec::read(&spec).map_err(anyhow::Error::new)?;
-            let self_check = if skip_self_check { SelfCheck::Skip } else { SelfCheck::Enforce };
+            let self_check = if skip_self_check {
+                SelfCheck::Skip
+            } else {
+                SelfCheck::Enforce
+            };
             let folder = build_bundle(&client, &spec, version, self_check, &out)?;
             json!(folder.summary)
         }
@@ -109,7 +120,11 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
         Output::Table => {
             let size = |key: &str| bytes(summary[key].as_u64().unwrap_or(0));
             let (model, version) = (output::text(&summary, "model"), output::text(&summary, "version"));
-            output::line(&format!("{model} v{version}: {} ({} on the wire)", size("total_bytes"), size("wire_bytes")));
+            output::line(&format!(
+                "{model} v{version}: {} ({} on the wire)",
+                size("total_bytes"),
+                size("wire_bytes")
+            ));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -129,10 +144,21 @@ pub fn build_bundle(
     let onnx = fs::read(&spec.onnx).with_context(|| format!("cannot read {}", spec.onnx.display()))?;
     let digest = Digest::of(&onnx);
     let (version, lineage) = match version {
-        Some(version) => (version, Lineage { onnx: Some(digest), ..Lineage::default() }),
+        Some(version) => (
+            version,
+            Lineage {
+                onnx: Some(digest),
+                ..Lineage::default()
+            },
+        ),
         None => registered(client, &spec.model, digest)?,
     };
-    let options = BuildOptions { version, created_at_ms: created_at_ms()?, lineage, self_check };
+    let options = BuildOptions {
+        version,
+        created_at_ms: created_at_ms()?,
+        lineage,
+        self_check,
+    };
     Ok(build(spec, &options, out)?)
 }
 
@@ -142,17 +168,28 @@ fn created_at_ms() -> anyhow::Result<u64> {
         let seconds: u64 = seconds.parse().context("SOURCE_DATE_EPOCH is no number of seconds")?;
         return Ok(seconds * 1000);
     }
-    Ok(SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_millis() as u64)
+    Ok(SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .context("the clock is before 1970")?
+        .as_millis() as u64)
 }
 
 fn registered(client: &Client, model: &ModelName, digest: Digest) -> anyhow::Result<(ModelVersion, Lineage)> {
     let answer = client.get(&format!("/api/v1/models/{model}"))?;
     let wanted = digest.to_string();
-    let found = answer["versions"].as_array().into_iter().flatten().find(|v| v["digest"] == wanted.as_str());
+    let found = answer["versions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|v| v["digest"] == wanted.as_str());
     let Some(version) = found else {
-        bail!("this ONNX file is not registered as a version of {model}: run `skerry model register {model} FILE` first");
+        bail!(
+            "this ONNX file is not registered as a version of {model}: run `skerry model register {model} FILE` first"
+        );
     };
-    let number = version["version"].as_u64().context("the control plane named no version")?;
+    let number = version["version"]
+        .as_u64()
+        .context("the control plane named no version")?;
     let run: Value = match version["run_id"].as_str() {
         Some(run_id) => client.get(&format!("/api/v1/runs/{run_id}"))?,
         None => Value::Null,
@@ -171,12 +208,7 @@ fn registered(client: &Client, model: &ModelName, digest: Digest) -> anyhow::Res
 ///
 /// # Errors
 /// When the key or the current metadata cannot be read or trusted.
-pub fn sign_bundle(
-    client: &Client,
-    folder: &BundleFolder,
-    keys: &Path,
-    targets: Option<&Path>,
-) -> anyhow::Result<()> {
+pub fn sign_bundle(client: &Client, folder: &BundleFolder, keys: &Path, targets: Option<&Path>) -> anyhow::Result<()> {
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let root = read(&keys.join("root.json"))?;
     let key = key_file::read(&keys.join("targets.key"), "targets")?;
@@ -184,7 +216,9 @@ pub fn sign_bundle(
         Some(path) => read(path)?,
         None => client.get_bytes("/api/v1/tuf/targets.json")?,
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .context("the clock is before 1970")?;
     let expires = UnixTime::from_seconds(now.as_secs() as i64).plus_days(TARGETS_DAYS);
     let signed = sign(folder, &root, &current, &key, expires)?;
     folder.store_signed_targets(&signed)?;
@@ -215,10 +249,20 @@ pub fn publish_bundle(client: &Client, folder: &BundleFolder) -> anyhow::Result<
 
 fn inspect(folder: &BundleFolder) {
     let summary = &folder.summary;
-    output::line(&format!("{} v{}  index {}", summary.model, summary.version, summary.index));
+    output::line(&format!(
+        "{} v{}  index {}",
+        summary.model, summary.version, summary.index
+    ));
     let (total, wire) = (bytes(summary.total_bytes), bytes(summary.wire_bytes));
-    output::line(&format!("{total} in {} chunks, {wire} on the wire", folder.index.chunks().len()));
-    output::line(if folder.signed_targets().is_ok() { "signed" } else { "not signed" });
+    output::line(&format!(
+        "{total} in {} chunks, {wire} on the wire",
+        folder.index.chunks().len()
+    ));
+    output::line(if folder.signed_targets().is_ok() {
+        "signed"
+    } else {
+        "not signed"
+    });
     output::line("");
     let row = |resource: &skerry_shared::bundle::Resource| {
         let kind = match &resource.kind {

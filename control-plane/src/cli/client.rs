@@ -24,7 +24,9 @@ const ANSWER_LIMIT_BYTES: u64 = 256 * 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The control plane cannot be reached, or the connection broke.
-    #[error("cannot reach the control plane at {server} (is `skerry serve` running? `--server` or SKERRY_SERVER names another)")]
+    #[error(
+        "cannot reach the control plane at {server} (is `skerry serve` running? `--server` or SKERRY_SERVER names another)"
+    )]
     Connection {
         /// Its address.
         server: String,
@@ -80,7 +82,11 @@ pub struct Client {
 impl Client {
     /// Makes a client of the control plane at `server`, for example `http://127.0.0.1:8080`.
     pub fn new(server: &str, token: Option<String>) -> Client {
-        let config = || Agent::config_builder().http_status_as_error(false).timeout_connect(Some(Duration::from_secs(10)));
+        let config = || {
+            Agent::config_builder()
+                .http_status_as_error(false)
+                .timeout_connect(Some(Duration::from_secs(10)))
+        };
         Client {
             server: server.trim_end_matches('/').to_owned(),
             token,
@@ -198,8 +204,13 @@ impl Client {
     pub fn events(&self, path: &str, mut each: impl FnMut(Value) -> bool) -> Result<(), ClientError> {
         let reader = BufReader::new(self.stream(path)?);
         for line in reader.lines() {
-            let line = line.map_err(|source| ClientError::Read { server: self.server.clone(), source })?;
-            let Some(data) = line.strip_prefix("data:") else { continue };
+            let line = line.map_err(|source| ClientError::Read {
+                server: self.server.clone(),
+                source,
+            })?;
+            let Some(data) = line.strip_prefix("data:") else {
+                continue;
+            };
             if !each(parse("GET", path, data.trim_start().as_bytes())?) {
                 break;
             }
@@ -261,15 +272,26 @@ impl Client {
     }
 
     fn connection(&self, source: ureq::Error) -> ClientError {
-        ClientError::Connection { server: self.server.clone(), source: Box::new(source) }
+        ClientError::Connection {
+            server: self.server.clone(),
+            source: Box::new(source),
+        }
     }
 
     fn finish(&self, answer: Result<Response<Body>, ureq::Error>) -> Result<Vec<u8>, ClientError> {
         let mut response = answer.map_err(|source| self.connection(source))?;
         let status = response.status();
-        let body = response.body_mut().with_config().limit(ANSWER_LIMIT_BYTES).read_to_vec();
+        let body = response
+            .body_mut()
+            .with_config()
+            .limit(ANSWER_LIMIT_BYTES)
+            .read_to_vec();
         let bytes = body.map_err(|source| self.connection(source))?;
-        if status.is_success() { Ok(bytes) } else { Err(refused(status.as_u16(), &bytes)) }
+        if status.is_success() {
+            Ok(bytes)
+        } else {
+            Err(refused(status.as_u16(), &bytes))
+        }
     }
 }
 
@@ -287,13 +309,25 @@ pub fn list(answer: Value, key: &str) -> Vec<Value> {
 /// Percent-encodes a query value.
 pub fn encode(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~".contains(&b);
-    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+    text.bytes()
+        .map(|b| {
+            if plain(b) {
+                char::from(b).to_string()
+            } else {
+                format!("%{b:02X}")
+            }
+        })
+        .collect()
 }
 
 fn parse<T: DeserializeOwned>(method: &'static str, path: &str, bytes: &[u8]) -> Result<T, ClientError> {
     // 204, and writes without an answer.
     let bytes = if bytes.is_empty() { b"null" } else { bytes };
-    serde_json::from_slice(bytes).map_err(|source| ClientError::Answer { method, path: path.to_owned(), source })
+    serde_json::from_slice(bytes).map_err(|source| ClientError::Answer {
+        method,
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn refused(status: u16, body: &[u8]) -> ClientError {
@@ -305,5 +339,9 @@ fn refused(status: u16, body: &[u8]) -> ClientError {
         (_, 404) => "not found".to_owned(),
         _ => format!("the control plane answered with status {status}"),
     };
-    ClientError::Refused { status, title, detail: text("detail") }
+    ClientError::Refused {
+        status,
+        title,
+        detail: text("detail"),
+    }
 }

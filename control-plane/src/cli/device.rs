@@ -61,7 +61,10 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
                     output::line(&text(&token, "token"));
                     output::note(&format!("for {uses} device(s); it is not shown again. On the device:"));
                     let server = client.server();
-                    output::note(&format!("  skerry-agent enroll --server {server} --token {}", text(&token, "token")));
+                    output::note(&format!(
+                        "  skerry-agent enroll --server {server} --token {}",
+                        text(&token, "token")
+                    ));
                 }
             }
         }
@@ -106,7 +109,11 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
 }
 
 fn row(device: &Value) -> [String; 6] {
-    let link = if device["connected"] == json!(true) { "connected" } else { "offline" };
+    let link = if device["connected"] == json!(true) {
+        "connected"
+    } else {
+        "offline"
+    };
     [
         text(device, "id"),
         link.to_owned(),
@@ -118,8 +125,15 @@ fn row(device: &Value) -> [String; 6] {
 }
 
 fn models(device: &Value) -> String {
-    let current = device["bundles"].as_array().into_iter().flatten().filter(|bundle| bundle["slot"] == "current");
-    current.map(|b| format!("{} v{}", text(b, "model"), b["version"])).collect::<Vec<_>>().join(", ")
+    let current = device["bundles"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|bundle| bundle["slot"] == "current");
+    current
+        .map(|b| format!("{} v{}", text(b, "model"), b["version"]))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn show(device: &Value) {
@@ -130,7 +144,10 @@ fn show(device: &Value) {
         ["connected".to_owned(), text(device, "connected")],
         ["last seen".to_owned(), ago(device["last_seen_at_ms"].as_u64())],
         ["labels".to_owned(), pairs(&device["labels"])],
-        ["generation".to_owned(), format!("{} (reported {})", device["generation"], device["reported_generation"])],
+        [
+            "generation".to_owned(),
+            format!("{} (reported {})", device["generation"], device["reported_generation"]),
+        ],
         ["state".to_owned(), text(&device["update"], "state")],
         ["inference API".to_owned(), text(device, "inference_address")],
     ];

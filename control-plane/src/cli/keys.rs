@@ -26,8 +26,10 @@ pub const TARGETS_DAYS: u32 = 365;
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Makes one key per role, the root metadata and an empty targets metadata.
-    #[command(after_help = "The folder then holds root.key and targets.key, which stay with you (a USB stick is a good place), and \
-                            online/, which the control plane needs: copy it to the folder that `[signing] dir` names.")]
+    #[command(
+        after_help = "The folder then holds root.key and targets.key, which stay with you (a USB stick is a good place), and \
+                            online/, which the control plane needs: copy it to the folder that `[signing] dir` names."
+    )]
     Init {
         /// The folder to make; nothing in it is ever overwritten.
         #[arg(long, default_value = "keys")]
@@ -40,7 +42,10 @@ pub(super) fn run(command: Command) -> Done {
         Command::Init { dir } => {
             init(&dir)?;
             output::note(&format!("keys are in {}", dir.display()));
-            output::note(&format!("copy {} to the control plane's signing folder", dir.join("online").display()));
+            output::note(&format!(
+                "copy {} to the control plane's signing folder",
+                dir.join("online").display()
+            ));
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -52,13 +57,19 @@ pub(super) fn run(command: Command) -> Done {
 /// When a key is there already or the folder cannot be written.
 pub fn init(dir: &Path) -> anyhow::Result<()> {
     let online = dir.join("online");
-    for path in [dir.join("root.key"), dir.join("targets.key"), online.join("assignment.key")] {
+    for path in [
+        dir.join("root.key"),
+        dir.join("targets.key"),
+        online.join("assignment.key"),
+    ] {
         if path.exists() {
             bail!("{} exists; keys are never overwritten", path.display());
         }
     }
     fs::create_dir_all(&online).with_context(|| format!("cannot make {}", online.display()))?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .context("the clock is before 1970")?;
     let now = UnixTime::from_seconds(now.as_secs() as i64);
 
     let key = || -> anyhow::Result<SigningKey> {
@@ -82,8 +93,16 @@ pub fn init(dir: &Path) -> anyhow::Result<()> {
     let targets = targets.context("cannot sign targets")?;
 
     write_new(&dir.join("root.key"), &key_file::encode("root", &root_key), 0o600)?;
-    write_new(&dir.join("targets.key"), &key_file::encode("targets", &targets_key), 0o600)?;
-    for (role, key) in [("snapshot", &snapshot_key), ("timestamp", &timestamp_key), ("assignment", &assignment_key)] {
+    write_new(
+        &dir.join("targets.key"),
+        &key_file::encode("targets", &targets_key),
+        0o600,
+    )?;
+    for (role, key) in [
+        ("snapshot", &snapshot_key),
+        ("timestamp", &timestamp_key),
+        ("assignment", &assignment_key),
+    ] {
         write_new(&online.join(format!("{role}.key")), &key_file::encode(role, key), 0o600)?;
     }
     for folder in [dir, &online] {
@@ -94,7 +113,13 @@ pub fn init(dir: &Path) -> anyhow::Result<()> {
 }
 
 fn write_new(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
-    let file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path);
     let mut file = file.with_context(|| format!("cannot make {}", path.display()))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).with_context(|| format!("cannot write {}", path.display()))
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .with_context(|| format!("cannot write {}", path.display()))
 }

@@ -25,10 +25,22 @@ use output::Output;
 #[derive(Args, Clone, Debug)]
 pub struct Global {
     /// The control plane's address.
-    #[arg(long, global = true, env = "SKERRY_SERVER", default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "SKERRY_SERVER",
+        default_value = "http://127.0.0.1:8080",
+        value_name = "URL"
+    )]
     pub server: String,
     /// An API token; without one, the file `~/.config/skerry/token` is read.
-    #[arg(long, global = true, env = "SKERRY_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    #[arg(
+        long,
+        global = true,
+        env = "SKERRY_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
     pub token: Option<String>,
     /// How to print results.
     #[arg(short, long, global = true, value_enum, default_value = "table")]
@@ -83,7 +95,11 @@ pub(crate) enum Failure {
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Failure {
-        if error.is_not_found() { Failure::NotFound(error.into()) } else { Failure::Failed(error.into()) }
+        if error.is_not_found() {
+            Failure::NotFound(error.into())
+        } else {
+            Failure::Failed(error.into())
+        }
     }
 }
 

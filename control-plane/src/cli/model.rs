@@ -17,7 +17,9 @@ use super::{
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Registers an ONNX file as the next version of a model.
-    #[command(after_help = "Example:\n  skerry model register activity-recognition model.onnx --description 'all features'")]
+    #[command(
+        after_help = "Example:\n  skerry model register activity-recognition model.onnx --description 'all features'"
+    )]
     Register {
         /// The model; it is made if it is new.
         model: ModelName,
@@ -62,13 +64,20 @@ pub enum Command {
 pub(super) fn run(command: Command, global: &Global) -> Done {
     let client = global.client();
     let (answer, print): (Value, fn(&Value)) = match command {
-        Command::Register { model, onnx, description } => {
+        Command::Register {
+            model,
+            onnx,
+            description,
+        } => {
             let content = read(&onnx)?;
             let path = format!("/api/v1/models/{model}/versions?description={}", encode(&description));
             let version = client.post_bytes(&path, &content)?;
             (version, |v| {
                 let (model, version) = (text(v, "model"), text(v, "version"));
-                output::line(&format!("{model} v{version} ({})", bytes(v["size_bytes"].as_u64().unwrap_or(0))));
+                output::line(&format!(
+                    "{model} v{version} ({})",
+                    bytes(v["size_bytes"].as_u64().unwrap_or(0))
+                ));
             })
         }
         Command::Check { onnx } => {
@@ -90,26 +99,45 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
         Command::List => (client.get("/api/v1/models")?, |v| {
             let row = |m: &Value| {
                 let versions = m["versions"].as_array().map_or(0, Vec::len);
-                [text(m, "name"), versions.to_string(), pairs(&m["aliases"]), text(m, "description")]
+                [
+                    text(m, "name"),
+                    versions.to_string(),
+                    pairs(&m["aliases"]),
+                    text(m, "description"),
+                ]
             };
-            output::table(["model", "versions", "aliases", "description"], list(v.clone(), "models").iter().map(row));
+            output::table(
+                ["model", "versions", "aliases", "description"],
+                list(v.clone(), "models").iter().map(row),
+            );
         }),
         Command::Show { model } => (client.get(&format!("/api/v1/models/{model}"))?, |v| {
             let row = |m: &Value| {
                 let size = bytes(m["size_bytes"].as_u64().unwrap_or(0));
                 let made = ago(m["created_at_ms"].as_u64());
-                [text(m, "version"), size, made, text(m, "run_id"), pairs(&m["tags"]), text(m, "description")]
+                [
+                    text(m, "version"),
+                    size,
+                    made,
+                    text(m, "run_id"),
+                    pairs(&m["tags"]),
+                    text(m, "description"),
+                ]
             };
             let header = ["version", "size", "registered", "run", "tags", "description"];
             output::table(header, v["versions"].as_array().into_iter().flatten().map(row));
         }),
         Command::Alias { model, alias, version } => {
             let path = format!("/api/v1/models/{model}/aliases/{alias}");
-            (client.put(&path, &json!({"version": version}))?, |_| output::line("done"))
+            (client.put(&path, &json!({"version": version}))?, |_| {
+                output::line("done")
+            })
         }
         Command::Tag { model, version, tag } => {
             let path = format!("/api/v1/models/{model}/versions/{version}/tags/{}", encode(&tag.key));
-            (client.put(&path, &json!({"value": tag.value}))?, |_| output::line("done"))
+            (client.put(&path, &json!({"value": tag.value}))?, |_| {
+                output::line("done")
+            })
         }
     };
     match global.output {

@@ -34,7 +34,9 @@ pub fn json(value: &Value) {
 /// Prints a table; rows are in the order of `header`.
 pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(header.map(str::to_uppercase));
     for row in rows {
         table.add_row(row);
@@ -54,7 +56,8 @@ pub fn progress_bytes(total: u64, what: &str) -> ProgressBar {
     }
     let style = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes}").expect("a valid template");
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-    bar.with_style(style.progress_chars("=> ")).with_message(what.to_owned())
+    bar.with_style(style.progress_chars("=> "))
+        .with_message(what.to_owned())
 }
 
 /// A text member, or nothing.
@@ -72,7 +75,10 @@ pub fn pairs(value: &Value) -> String {
         Value::String(text) => format!("{key}={text}"),
         other => format!("{key}={other}"),
     };
-    value.as_object().map(|map| map.iter().map(pair).collect::<Vec<_>>().join(", ")).unwrap_or_default()
+    value
+        .as_object()
+        .map(|map| map.iter().map(pair).collect::<Vec<_>>().join(", "))
+        .unwrap_or_default()
 }
 
 /// How long ago a time in UTC milliseconds was, in words.

@@ -18,7 +18,11 @@ pub struct BadValue {
 /// # Errors
 /// [`BadValue`].
 pub fn duration(text: &str) -> Result<Duration, BadValue> {
-    let bad = || BadValue { text: text.to_owned(), kind: "duration", example: "500ms, 10s, 5m, 2h, 7d" };
+    let bad = || BadValue {
+        text: text.to_owned(),
+        kind: "duration",
+        example: "500ms, 10s, 5m, 2h, 7d",
+    };
     let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
     let count: u64 = text[..digits].parse().map_err(|_| bad())?;
     let unit_ms = match &text[digits..] {
@@ -45,15 +49,26 @@ impl FromStr for Pair {
     type Err = BadValue;
     fn from_str(text: &str) -> Result<Self, BadValue> {
         match text.split_once('=') {
-            Some((key, value)) if !key.is_empty() => Ok(Pair { key: key.to_owned(), value: value.to_owned() }),
-            _ => Err(BadValue { text: text.to_owned(), kind: "pair", example: "site=north" }),
+            Some((key, value)) if !key.is_empty() => Ok(Pair {
+                key: key.to_owned(),
+                value: value.to_owned(),
+            }),
+            _ => Err(BadValue {
+                text: text.to_owned(),
+                kind: "pair",
+                example: "site=north",
+            }),
         }
     }
 }
 
 /// Pairs as a JSON object.
 pub fn object(pairs: &[Pair]) -> Value {
-    pairs.iter().map(|pair| (pair.key.clone(), Value::from(pair.value.clone()))).collect::<serde_json::Map<_, _>>().into()
+    pairs
+        .iter()
+        .map(|pair| (pair.key.clone(), Value::from(pair.value.clone())))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 /// The size of a deployment group: `3`, `20%`, `label:site=north`, `rest`.

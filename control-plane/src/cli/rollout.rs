@@ -81,7 +81,18 @@ pub enum Command {
 pub(super) fn run(command: Command, global: &Global) -> Done {
     let client = global.client();
     let rollout = match command {
-        Command::Create { model, version, groups, selector, probation, success, error, silent_after, draft, watch } => {
+        Command::Create {
+            model,
+            version,
+            groups,
+            selector,
+            probation,
+            success,
+            error,
+            silent_after,
+            draft,
+            watch,
+        } => {
             let groups: Vec<Value> = groups
                 .into_iter()
                 .map(|GroupSize(size)| json!({"size": size, "success_percent": success, "error_percent": error}))
@@ -108,7 +119,14 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
                 Output::Table => {
                     let row = |r: &Value| {
                         let made = ago(r["created_at_ms"].as_u64());
-                        [text(r, "id"), text(r, "model"), text(r, "version"), text(r, "state"), made, text(r, "reason")]
+                        [
+                            text(r, "id"),
+                            text(r, "model"),
+                            text(r, "version"),
+                            text(r, "state"),
+                            made,
+                            text(r, "reason"),
+                        ]
                     };
                     let header = ["rollout", "model", "version", "state", "created", "reason"];
                     output::table(header, list(answer, "rollouts").iter().map(row));
@@ -154,7 +172,11 @@ fn watch(client: &Client, id: u64, form: Output) -> Done {
         Output::Json => output::json(&last),
         Output::Table => show(&last),
     }
-    Ok(if last["state"] == "finished" { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if last["state"] == "finished" {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn is_over(rollout: &Value) -> bool {
@@ -163,7 +185,13 @@ fn is_over(rollout: &Value) -> bool {
 
 fn devices(rollout: &Value) -> impl Iterator<Item = (&Value, &Value)> {
     let groups = rollout["groups"].as_array().into_iter().flatten();
-    groups.flat_map(|group| group["devices"].as_array().into_iter().flatten().map(move |device| (group, device)))
+    groups.flat_map(|group| {
+        group["devices"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(move |device| (group, device))
+    })
 }
 
 fn progress_line(rollout: &Value) -> String {
@@ -172,20 +200,38 @@ fn progress_line(rollout: &Value) -> String {
         *counts.entry(text(device, "state")).or_insert(0) += 1;
     }
     let counts: Vec<String> = counts.iter().map(|(state, count)| format!("{count} {state}")).collect();
-    format!("rollout {}: {} ({})", rollout["id"], text(rollout, "state"), counts.join(", "))
+    format!(
+        "rollout {}: {} ({})",
+        rollout["id"],
+        text(rollout, "state"),
+        counts.join(", ")
+    )
 }
 
 fn show(rollout: &Value) {
     let reason = text(rollout, "reason");
-    let reason = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+    let reason = if reason.is_empty() {
+        String::new()
+    } else {
+        format!(": {reason}")
+    };
     let (model, version) = (text(rollout, "model"), text(rollout, "version"));
-    output::line(&format!("rollout {} of {model} v{version}: {}{reason}", rollout["id"], text(rollout, "state")));
+    output::line(&format!(
+        "rollout {} of {model} v{version}: {}{reason}",
+        rollout["id"],
+        text(rollout, "state")
+    ));
     let row = |(group, device): (&Value, &Value)| {
         let error = match &device["error"] {
             Value::Object(_) => text(&device["error"], "message"),
             other => other.as_str().unwrap_or_default().to_owned(),
         };
-        [text(group, "name"), text(device, "device"), text(device, "state"), error]
+        [
+            text(group, "name"),
+            text(device, "device"),
+            text(device, "state"),
+            error,
+        ]
     };
     output::table(["group", "device", "state", "error"], devices(rollout).map(row));
 }

@@ -27,9 +27,11 @@ use super::{
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Uploads a training script with its inputs and runs it on the control plane.
-    #[command(after_help = "Example:\n  skerry run submit --script train.py --input data --param variant=v2 --register-as activity-recognition --follow\n\n\
+    #[command(
+        after_help = "Example:\n  skerry run submit --script train.py --input data --param variant=v2 --register-as activity-recognition --follow\n\n\
                             The script gets each parameter as `--key value`, finds its inputs in $SKERRY_INPUT_DIR, writes metrics as lines of JSON to \
-                            $SKERRY_OUTPUT_DIR/metrics.jsonl and files to $SKERRY_OUTPUT_DIR/artifacts. artifacts/model.onnx is what --register-as registers.")]
+                            $SKERRY_OUTPUT_DIR/metrics.jsonl and files to $SKERRY_OUTPUT_DIR/artifacts. artifacts/model.onnx is what --register-as registers."
+    )]
     Submit {
         /// The script.
         #[arg(long)]
@@ -78,7 +80,15 @@ pub enum Command {
 pub(super) fn run(command: Command, global: &Global) -> Done {
     let client = global.client();
     let run = match command {
-        Command::Submit { script, inputs, params, experiment, timeout, register_as, follow } => {
+        Command::Submit {
+            script,
+            inputs,
+            params,
+            experiment,
+            timeout,
+            register_as,
+            follow,
+        } => {
             let script = upload(&client, &script)?;
             let mut uploaded = Vec::new();
             for input in &inputs {
@@ -110,7 +120,13 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
                 Output::Table => {
                     let row = |r: &Value| {
                         let made = ago(r["created_at_ms"].as_u64());
-                        [text(r, "id"), text(r, "status"), made, pairs(&r["params"]), pairs(&r["metrics"])]
+                        [
+                            text(r, "id"),
+                            text(r, "status"),
+                            made,
+                            pairs(&r["params"]),
+                            pairs(&r["metrics"]),
+                        ]
                     };
                     let header = ["run", "status", "created", "parameters", "metrics"];
                     output::table(header, list(answer, "runs").iter().map(row));
@@ -148,7 +164,10 @@ fn print(run: &Value, global: &Global) {
         ["code".to_owned(), text(run, "code")],
         ["registered".to_owned(), registered],
     ];
-    output::table(["field", "value"], rows.into_iter().filter(|[_, value]| !value.is_empty()));
+    output::table(
+        ["field", "value"],
+        rows.into_iter().filter(|[_, value]| !value.is_empty()),
+    );
     let artifacts = run["artifacts"].as_array().cloned().unwrap_or_default();
     if !artifacts.is_empty() {
         output::line("");
@@ -162,7 +181,10 @@ fn print_logs(client: &Client, run: &str, follow: bool) -> anyhow::Result<()> {
     let mut buffer = [0; 8192];
     loop {
         let read = log.read(&mut buffer);
-        let count = read.map_err(|source| ClientError::Read { server: client.server().to_owned(), source })?;
+        let count = read.map_err(|source| ClientError::Read {
+            server: client.server().to_owned(),
+            source,
+        })?;
         if count == 0 || std::io::stdout().write_all(&buffer[..count]).is_err() {
             return Ok(());
         }
@@ -170,7 +192,10 @@ fn print_logs(client: &Client, run: &str, follow: bool) -> anyhow::Result<()> {
 }
 
 fn upload(client: &Client, path: &Path) -> anyhow::Result<Value> {
-    let name = path.file_name().and_then(|name| name.to_str()).with_context(|| format!("{} has no name", path.display()))?;
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .with_context(|| format!("{} has no name", path.display()))?;
     let content = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let digest = Digest::of(&content);
     client.upload(&digest, &content)?;

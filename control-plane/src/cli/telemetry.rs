@@ -27,12 +27,26 @@ pub enum Command {
 
 pub(super) fn run(command: Command, global: &Global) -> Done {
     let Command::Show { device, model } = command;
-    let path = format!("/api/v1/telemetry/summary?device={}&model={}", encode(&device), encode(&model));
+    let path = format!(
+        "/api/v1/telemetry/summary?device={}&model={}",
+        encode(&device),
+        encode(&model)
+    );
     let answer = global.client().get(&path)?;
     match global.output {
         Output::Json => output::json(&answer),
         Output::Table => {
-            let header = ["device", "model", "version", "inferences", "errors", "p50", "p95", "max", "last"];
+            let header = [
+                "device",
+                "model",
+                "version",
+                "inferences",
+                "errors",
+                "p50",
+                "p95",
+                "max",
+                "last",
+            ];
             output::table(header, list(answer, "rows").iter().map(row));
         }
     }

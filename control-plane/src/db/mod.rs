@@ -11,6 +11,7 @@ use std::{
 };
 
 use rusqlite::{Connection, OpenFlags};
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// Works that may wait for the writer. More is back-pressure on whoever writes.
@@ -103,7 +104,10 @@ impl Db {
     /// # Errors
     /// [`DbError::Open`], [`DbError::Newer`] or [`DbError::Migrate`].
     pub fn open(path: &Path, durability: Durability, migrations: &[Migration]) -> Result<Db, DbError> {
-        let open = |source| DbError::Open { path: path.to_owned(), source };
+        let open = |source| DbError::Open {
+            path: path.to_owned(),
+            source,
+        };
         let mut connection = Connection::open(path).map_err(open)?;
         prepare(&connection, durability).map_err(open)?;
         migrate(&mut connection, path, migrations)?;
@@ -112,8 +116,15 @@ impl Db {
             .name("db-writer".to_owned())
             .spawn(move || write_groups(&connection, queue))
             .map_err(|error| open(rusqlite::Error::ToSqlConversionFailure(error.into())))?;
-        let readers = Readers { path: path.to_owned(), idle: Mutex::default(), permits: Semaphore::new(READERS) };
-        Ok(Db { writer, readers: Arc::new(readers) })
+        let readers = Readers {
+            path: path.to_owned(),
+            idle: Mutex::default(),
+            permits: Semaphore::new(READERS),
+        };
+        Ok(Db {
+            writer,
+            readers: Arc::new(readers),
+        })
     }
 
     /// Runs `work` on the writer thread and returns after COMMIT. An error undoes this work only.
@@ -172,14 +183,20 @@ impl Readers {
             return Ok(connection);
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let open = |source| DbError::Open { path: self.path.clone(), source };
+        let open = |source| DbError::Open {
+            path: self.path.clone(),
+            source,
+        };
         let connection = Connection::open_with_flags(&self.path, flags).map_err(open)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(open)?;
         Ok(connection)
     }
 
     fn put_back(&self, connection: Connection) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        self.idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(connection);
     }
 }
 
@@ -201,14 +218,24 @@ fn migrate(connection: &mut Connection, path: &Path, migrations: &[Migration]) -
     let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let known = migrations.last().map_or(0, |migration| migration.number);
     if found > known {
-        return Err(DbError::Newer { path: path.to_owned(), found, known });
+        return Err(DbError::Newer {
+            path: path.to_owned(),
+            found,
+            known,
+        });
     }
     for migration in migrations.iter().filter(|migration| migration.number > found) {
         let number = migration.number;
-        let failed = |source| DbError::Migrate { path: path.to_owned(), number, source };
+        let failed = |source| DbError::Migrate {
+            path: path.to_owned(),
+            number,
+            source,
+        };
         let transaction = connection.transaction().map_err(failed)?;
         transaction.execute_batch(migration.sql).map_err(failed)?;
-        transaction.pragma_update(None, "user_version", number).map_err(failed)?;
+        transaction
+            .pragma_update(None, "user_version", number)
+            .map_err(failed)?;
         transaction.commit().map_err(failed)?;
     }
     Ok(())
@@ -256,19 +283,35 @@ fn in_savepoint<T, E: From<DbError>>(
     result
 }
 
+/// Reads a stored JSON column.
+pub(crate) fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, DbError> {
+    serde_json::from_str(text).map_err(|error| DbError::Corrupt(error.to_string()))
+}
+
+/// Writes a JSON column.
+pub(crate) fn to_json<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("stored values have string keys only")
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
-    const SCHEMA: [Migration; 1] = [Migration { number: 1, sql: "CREATE TABLE t (n INTEGER PRIMARY KEY) STRICT" }];
+    const SCHEMA: [Migration; 1] = [Migration {
+        number: 1,
+        sql: "CREATE TABLE t (n INTEGER PRIMARY KEY) STRICT",
+    }];
 
     async fn insert(db: &Db, n: i64) -> Result<(), DbError> {
-        db.write(move |c| Ok(c.execute("INSERT INTO t VALUES (?1)", [n]).map(|_| ())?)).await
+        db.write(move |c| Ok(c.execute("INSERT INTO t VALUES (?1)", [n]).map(|_| ())?))
+            .await
     }
 
     async fn count(db: &Db) -> i64 {
-        db.read(|c| Ok::<_, DbError>(c.query_row("SELECT count(*) FROM t", [], |row| row.get(0))?)).await.unwrap()
+        db.read(|c| Ok::<_, DbError>(c.query_row("SELECT count(*) FROM t", [], |row| row.get(0))?))
+            .await
+            .unwrap()
     }
 
     #[tokio::test]
@@ -302,15 +345,23 @@ mod tests {
     fn a_newer_schema_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.db");
-        Connection::open(&path).unwrap().pragma_update(None, "user_version", 7).unwrap();
-        assert!(matches!(Db::open(&path, Durability::Full, &SCHEMA), Err(DbError::Newer { found: 7, known: 1, .. })));
+        Connection::open(&path)
+            .unwrap()
+            .pragma_update(None, "user_version", 7)
+            .unwrap();
+        assert!(matches!(
+            Db::open(&path, Durability::Full, &SCHEMA),
+            Err(DbError::Newer { found: 7, known: 1, .. })
+        ));
     }
 
     #[tokio::test]
     async fn readers_cannot_write() {
         let folder = tempfile::tempdir().unwrap();
         let db = Db::open(&folder.path().join("t.db"), Durability::Normal, &SCHEMA).unwrap();
-        let tried = db.read(|c| Ok::<_, DbError>(c.execute("INSERT INTO t VALUES (1)", [])?)).await;
+        let tried = db
+            .read(|c| Ok::<_, DbError>(c.execute("INSERT INTO t VALUES (1)", [])?))
+            .await;
         assert!(tried.is_err());
     }
 }

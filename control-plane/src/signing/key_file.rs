@@ -15,7 +15,11 @@ struct KeyFile {
 
 /// Encodes a key for its file.
 pub fn encode(role: &str, key: &SigningKey) -> Vec<u8> {
-    let file = KeyFile { keytype: "ed25519".to_owned(), role: role.to_owned(), seed: hex::encode(key.seed()) };
+    let file = KeyFile {
+        keytype: "ed25519".to_owned(),
+        role: role.to_owned(),
+        seed: hex::encode(key.seed()),
+    };
     serde_json::to_vec(&file).expect("a key file always encodes")
 }
 
@@ -30,7 +34,11 @@ pub fn read(path: &Path, role: &str) -> anyhow::Result<SigningKey> {
         bail!("{} is no key file", path.display());
     };
     if file.keytype != "ed25519" || file.role != role {
-        bail!("{} is the key of role `{}`, expected `{role}`", path.display(), file.role);
+        bail!(
+            "{} is the key of role `{}`, expected `{role}`",
+            path.display(),
+            file.role
+        );
     }
     let mut seed = [0; 32];
     if hex::decode_to_slice(&file.seed, &mut seed).is_err() {

@@ -105,7 +105,11 @@ impl OnlineKeys {
         let expires = UnixTime::from_millis(now_ms).plus_days(SNAPSHOT_DAYS);
         let snapshot = new_snapshot(version, expires, MetaFile::describe(targets.0, targets.1));
         let bytes = sign_metadata(&snapshot, [&self.snapshot])?;
-        Ok(SignedFile { bytes, version, expires_at_ms: expires.as_millis() })
+        Ok(SignedFile {
+            bytes,
+            version,
+            expires_at_ms: expires.as_millis(),
+        })
     }
 
     /// Signs a timestamp of one snapshot file.
@@ -121,7 +125,11 @@ impl OnlineKeys {
         let expires = UnixTime::from_millis(now_ms).plus_days(TIMESTAMP_DAYS);
         let timestamp = new_timestamp(version, expires, MetaFile::describe(snapshot.0, snapshot.1));
         let bytes = sign_metadata(&timestamp, [&self.timestamp])?;
-        Ok(SignedFile { bytes, version, expires_at_ms: expires.as_millis() })
+        Ok(SignedFile {
+            bytes,
+            version,
+            expires_at_ms: expires.as_millis(),
+        })
     }
 
     /// Signs a device's desired state.

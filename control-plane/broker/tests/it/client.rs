@@ -2,8 +2,7 @@
 
 use crate::soon;
 use rumqttc::{
-    AsyncClient, ConnectionError, Event, EventLoop, Incoming, MqttOptions, Outgoing, Publish, QoS,
-    SubscribeReasonCode,
+    AsyncClient, ConnectionError, Event, EventLoop, Incoming, MqttOptions, Outgoing, Publish, QoS, SubscribeReasonCode,
 };
 use skerry_broker::Broker;
 use std::collections::VecDeque;
@@ -44,10 +43,7 @@ impl Client {
 
     /// Returns whether the broker granted the filter.
     pub(crate) async fn subscribe(&mut self, filter: &str) -> bool {
-        self.requests
-            .subscribe(filter, QoS::AtLeastOnce)
-            .await
-            .unwrap();
+        self.requests.subscribe(filter, QoS::AtLeastOnce).await.unwrap();
         loop {
             if let Event::Incoming(Incoming::SubAck(ack)) = self.event().await.unwrap() {
                 return matches!(ack.return_codes[..], [SubscribeReasonCode::Success(_)]);
@@ -56,45 +52,22 @@ impl Client {
     }
 
     /// Publishes at QoS 1 and waits for the acknowledgement.
-    pub(crate) async fn publish(
-        &mut self,
-        topic: &str,
-        payload: impl Into<Vec<u8>>,
-    ) -> Result<(), ConnectionError> {
-        self.send(topic, QoS::AtLeastOnce, false, payload.into())
-            .await
+    pub(crate) async fn publish(&mut self, topic: &str, payload: impl Into<Vec<u8>>) -> Result<(), ConnectionError> {
+        self.send(topic, QoS::AtLeastOnce, false, payload.into()).await
     }
 
     /// Like [`publish`](Self::publish), retained.
-    pub(crate) async fn retain(
-        &mut self,
-        topic: &str,
-        payload: impl Into<Vec<u8>>,
-    ) -> Result<(), ConnectionError> {
-        self.send(topic, QoS::AtLeastOnce, true, payload.into())
-            .await
+    pub(crate) async fn retain(&mut self, topic: &str, payload: impl Into<Vec<u8>>) -> Result<(), ConnectionError> {
+        self.send(topic, QoS::AtLeastOnce, true, payload.into()).await
     }
 
     /// Publishes at QoS 0 and waits until it is written to the socket.
-    pub(crate) async fn publish_qos0(
-        &mut self,
-        topic: &str,
-        payload: Vec<u8>,
-    ) -> Result<(), ConnectionError> {
+    pub(crate) async fn publish_qos0(&mut self, topic: &str, payload: Vec<u8>) -> Result<(), ConnectionError> {
         self.send(topic, QoS::AtMostOnce, false, payload).await
     }
 
-    async fn send(
-        &mut self,
-        topic: &str,
-        qos: QoS,
-        retain: bool,
-        payload: Vec<u8>,
-    ) -> Result<(), ConnectionError> {
-        self.requests
-            .publish(topic, qos, retain, payload)
-            .await
-            .unwrap();
+    async fn send(&mut self, topic: &str, qos: QoS, retain: bool, payload: Vec<u8>) -> Result<(), ConnectionError> {
+        self.requests.publish(topic, qos, retain, payload).await.unwrap();
         loop {
             match (qos, self.event().await?) {
                 (QoS::AtMostOnce, Event::Outgoing(Outgoing::Publish(_))) => return Ok(()),

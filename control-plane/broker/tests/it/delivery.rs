@@ -14,10 +14,7 @@ async fn retained_message_reaches_a_late_subscriber() {
     let mut device = connect(&broker, "a").await;
     assert!(device.subscribe("d/a/desired").await);
     let message = device.message().await;
-    assert_eq!(
-        (&message.payload[..], message.retain),
-        (&b"generation 7"[..], true)
-    );
+    assert_eq!((&message.payload[..], message.retain), (&b"generation 7"[..], true));
 }
 
 #[tokio::test]
@@ -31,10 +28,7 @@ async fn qos1_message_waits_for_an_offline_session() {
 
     let mut control = connect(&broker, "control").await;
     for n in 0..20 {
-        control
-            .publish("d/a/desired", format!("{n}"))
-            .await
-            .unwrap();
+        control.publish("d/a/desired", format!("{n}")).await.unwrap();
     }
     let mut device = Client::connect(options).await.unwrap();
     assert!(device.session_present);
@@ -63,10 +57,7 @@ async fn packet_above_the_limit_closes_only_its_sender() {
     let mut device = connect(&broker, "a").await;
     let mut sender = connect(&broker, "b").await;
     assert!(device.subscribe("d/a/desired").await);
-    sender
-        .publish("d/b/reported", vec![0; 256 * 1024])
-        .await
-        .unwrap_err();
+    sender.publish("d/b/reported", vec![0; 256 * 1024]).await.unwrap_err();
     connect(&broker, "control")
         .await
         .publish("d/a/desired", "still here")
@@ -91,10 +82,7 @@ async fn stalled_subscriber_neither_stops_others_nor_piles_up() {
     // The publisher is the healthy subscriber: it reads each message back before it sends the next, and nobody
     // polls the stalled one meanwhile.
     for _ in 0..MESSAGES {
-        control
-            .publish_qos0("d/a/chunk", vec![0; 64 * 1024])
-            .await
-            .unwrap();
+        control.publish_qos0("d/a/chunk", vec![0; 64 * 1024]).await.unwrap();
         control.message().await;
     }
 

@@ -22,10 +22,7 @@ async fn taken_port_is_named() {
         ..config(Limits::default())
     })
     .await;
-    assert_eq!(
-        error.to_string(),
-        format!("cannot listen for MQTT on {taken}")
-    );
+    assert_eq!(error.to_string(), format!("cannot listen for MQTT on {taken}"));
     match error {
         BrokerError::Bind { address, source } => {
             assert_eq!((address, source.kind()), (taken, io::ErrorKind::AddrInUse));
@@ -43,10 +40,7 @@ async fn storage_of_a_running_broker_is_refused_by_name() {
     };
     let _running = start(stored.clone()).await;
     let error = start_error(stored).await;
-    assert!(
-        error.to_string().contains(folder.path().to_str().unwrap()),
-        "{error}"
-    );
+    assert!(error.to_string().contains(folder.path().to_str().unwrap()), "{error}");
     assert!(error.source().is_some());
 }
 
@@ -56,10 +50,7 @@ async fn empty_storage_path_is_not_the_working_directory() {
         storage: Some(PathBuf::new()),
         ..config(Limits::default())
     };
-    assert!(matches!(
-        start_error(stored).await,
-        BrokerError::EmptyStoragePath
-    ));
+    assert!(matches!(start_error(stored).await, BrokerError::EmptyStoragePath));
 }
 
 #[tokio::test]
@@ -122,15 +113,9 @@ async fn shutdown_cuts_off_a_client_that_does_not_read() {
     let mut control = connect(&broker, "control").await;
     // 25 MiB do not fit into the socket's buffers: the broker is in the middle of a write when it is stopped.
     for _ in 0..400 {
-        control
-            .publish_qos0("d/a/chunk", vec![0; 64 * 1024])
-            .await
-            .unwrap();
+        control.publish_qos0("d/a/chunk", vec![0; 64 * 1024]).await.unwrap();
     }
-    control
-        .publish("d/b/desired", "all of them are routed")
-        .await
-        .unwrap();
+    control.publish("d/b/desired", "all of them are routed").await.unwrap();
     soon(broker.shutdown()).await;
 }
 

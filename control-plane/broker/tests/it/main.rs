@@ -10,9 +10,7 @@ mod delivery;
 mod lifecycle;
 
 use client::Client;
-use skerry_broker::{
-    Access, Authentication, Broker, BrokerConfig, Connect, Hooks, Identity, Limits, Refusal,
-};
+use skerry_broker::{Access, Authentication, Broker, BrokerConfig, Connect, Hooks, Identity, Limits, Refusal};
 use std::{future::ready, sync::Arc, time::Duration};
 use tokio::time::{error::Elapsed, timeout};
 
@@ -31,9 +29,7 @@ impl Hooks for Rules {
         let expected = format!("password-{}", connect.client_id);
         Box::pin(ready(if connect.client_id == "unlucky" {
             Err(Refusal::Unavailable)
-        } else if connect.user_name == Some(connect.client_id)
-            && connect.password == Some(expected.as_bytes())
-        {
+        } else if connect.user_name == Some(connect.client_id) && connect.password == Some(expected.as_bytes()) {
             Ok(Identity::new(connect.client_id))
         } else {
             Err(Refusal::NotAuthorized)
@@ -41,11 +37,7 @@ impl Hooks for Rules {
     }
 
     fn authorize(&self, identity: &Identity, access: Access, topic: &str) -> bool {
-        let own = |leaves: [&str; 2]| {
-            leaves
-                .iter()
-                .any(|leaf| topic == format!("d/{identity}/{leaf}"))
-        };
+        let own = |leaves: [&str; 2]| leaves.iter().any(|leaf| topic == format!("d/{identity}/{leaf}"));
         identity.as_str() == "control"
             || match access {
                 Access::Publish => own(["reported", "status"]),

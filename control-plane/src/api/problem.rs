@@ -1,0 +1,196 @@
+//! Problem details (RFC 9457): what a client learns about a failed call.
+
+use axum::{
+    Json,
+    extract::{FromRequest, Request, rejection::JsonRejection},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::{
+    blob::BlobError, db::DbError, devices::DeviceError, publish::PublishError, registry::RegistryError,
+    transfer::TransferError,
+};
+
+/// A failed call: a status, a stable type, and words.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    status: StatusCode,
+    kind: &'static str,
+    title: &'static str,
+    detail: String,
+}
+
+impl Problem {
+    pub(crate) fn new(
+        status: StatusCode,
+        kind: &'static str,
+        title: &'static str,
+        detail: impl Into<String>,
+    ) -> Problem {
+        Problem {
+            status,
+            kind,
+            title,
+            detail: detail.into(),
+        }
+    }
+
+    pub(crate) fn not_found(detail: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::NOT_FOUND, "not-found", "not found", detail)
+    }
+
+    pub(crate) fn bad_request(detail: impl Into<String>) -> Problem {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "bad-request",
+            "the request is malformed",
+            detail,
+        )
+    }
+
+    pub(crate) fn conflict(detail: impl Into<String>) -> Problem {
+        Problem::new(
+            StatusCode::CONFLICT,
+            "conflict",
+            "the request conflicts with the present state",
+            detail,
+        )
+    }
+
+    pub(crate) fn refused(detail: impl Into<String>) -> Problem {
+        Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "refused",
+            "the content is refused",
+            detail,
+        )
+    }
+
+    /// For errors whose cause is ours: the log gets the chain, the client does not.
+    pub(crate) fn internal(error: impl std::error::Error + Send + Sync + 'static) -> Problem {
+        tracing::error!(error = format!("{:#}", anyhow::Error::new(error)), "a call failed");
+        let title = "the control plane failed; its log says why";
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", title, "")
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = json!({
+            "type": format!("urn:skerry:problem:{}", self.kind),
+            "title": self.title,
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+        });
+        (
+            self.status,
+            [(header::CONTENT_TYPE, "application/problem+json")],
+            body.to_string(),
+        )
+            .into_response()
+    }
+}
+
+/// The whole chain of an error that the client caused, in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+impl From<DbError> for Problem {
+    fn from(error: DbError) -> Problem {
+        Problem::internal(error)
+    }
+}
+
+impl From<BlobError> for Problem {
+    fn from(error: BlobError) -> Problem {
+        match error {
+            BlobError::Digest { .. } => Problem::refused(error.to_string()),
+            BlobError::NotFound(_) => Problem::not_found(error.to_string()),
+            BlobError::Open(_) | BlobError::Store(_) => Problem::internal(error),
+        }
+    }
+}
+
+impl From<TransferError> for Problem {
+    fn from(error: TransferError) -> Problem {
+        Problem::internal(error)
+    }
+}
+
+impl From<DeviceError> for Problem {
+    fn from(error: DeviceError) -> Problem {
+        let forbidden = |kind| Problem::new(StatusCode::FORBIDDEN, kind, "enrolment is refused", error.to_string());
+        match error {
+            DeviceError::UnknownToken => forbidden("token-unknown"),
+            DeviceError::UsedToken => forbidden("token-used"),
+            DeviceError::ExpiredToken => forbidden("token-expired"),
+            DeviceError::Exists(_) => Problem::conflict(error.to_string()),
+            DeviceError::NotFound(_) => Problem::not_found(error.to_string()),
+            DeviceError::Label(_) => Problem::refused(error.to_string()),
+            DeviceError::Db(error) => error.into(),
+        }
+    }
+}
+
+impl From<RegistryError> for Problem {
+    fn from(error: RegistryError) -> Problem {
+        match error {
+            RegistryError::NoModel(_) | RegistryError::NoVersion { .. } | RegistryError::NoAlias { .. } => {
+                Problem::not_found(error.to_string())
+            }
+            RegistryError::Exists(_) => Problem::conflict(error.to_string()),
+            RegistryError::BadKey(_) => Problem::refused(error.to_string()),
+            RegistryError::Model(_) => Problem::refused(chain(&error)),
+            RegistryError::Blob(error) => error.into(),
+            RegistryError::Db(error) => error.into(),
+        }
+    }
+}
+
+impl From<PublishError> for Problem {
+    fn from(error: PublishError) -> Problem {
+        match error {
+            PublishError::NotFound { .. } => Problem::not_found(error.to_string()),
+            PublishError::Version { .. } => Problem::conflict(error.to_string()),
+            PublishError::Sign(_) => Problem::internal(error),
+            PublishError::Registry(error) => error.into(),
+            PublishError::Blob(error) => error.into(),
+            PublishError::Db(error) => error.into(),
+            PublishError::Targets(_)
+            | PublishError::TargetLost(_)
+            | PublishError::NoTarget(_)
+            | PublishError::IndexMismatch(_)
+            | PublishError::Index(_)
+            | PublishError::MissingChunk(_)
+            | PublishError::Chunk(_)
+            | PublishError::Manifest(_)
+            | PublishError::NotThisModel { .. } => Problem::refused(chain(&error)),
+        }
+    }
+}
+
+/// A JSON body whose mistakes become problem details.
+pub(crate) struct JsonBody<T>(pub(crate) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        match Json::<T>::from_request(request, state).await {
+            Ok(Json(value)) => Ok(JsonBody(value)),
+            Err(JsonRejection::JsonDataError(error)) => Err(Problem::refused(error.body_text())),
+            Err(error) => Err(Problem::bad_request(error.body_text())),
+        }
+    }
+}

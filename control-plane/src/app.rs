@@ -1,0 +1,275 @@
+//! The running control plane: its parts, and the one place that wires them.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context;
+use skerry_broker::{Broker, BrokerConfig, Limits};
+use skerry_shared::{
+    digest::Digest,
+    id::{DeviceId, ModelName, ModelVersion},
+};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, broadcast},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api,
+    blob::BlobStore,
+    config::{Config, Mqtt},
+    db::{Db, DbError, Durability, Migration},
+    mqtt, publish,
+    signing::online::OnlineKeys,
+    transfer::Transfer,
+};
+
+const CORE_MIGRATIONS: &[Migration] = &[
+    Migration {
+        number: 1,
+        sql: include_str!("../migrations/core/001_devices.sql"),
+    },
+    Migration {
+        number: 2,
+        sql: include_str!("../migrations/core/002_registry.sql"),
+    },
+    Migration {
+        number: 3,
+        sql: include_str!("../migrations/core/003_publish.sql"),
+    },
+];
+
+/// How long tasks may take to end.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+/// How often the metadata's life is looked at.
+const RENEW_EVERY: Duration = Duration::from_secs(3600);
+
+/// What moved. The console, `rollout watch` and drivers listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A device: its connection, labels, desired or reported state.
+    Device(DeviceId),
+    /// A registered model.
+    Model(ModelName),
+    /// A published bundle.
+    Bundle(ModelName, ModelVersion),
+}
+
+/// Tells whoever listens that something moved. A slow listener misses changes and must look again.
+#[derive(Clone)]
+pub struct Changes(broadcast::Sender<Change>);
+
+impl Changes {
+    fn new() -> Changes {
+        Changes(broadcast::channel(1024).0)
+    }
+
+    /// Tells all listeners.
+    pub fn send(&self, change: Change) {
+        // Nobody listening is no error.
+        let _ = self.0.send(change);
+    }
+
+    /// Listens from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Change> {
+        self.0.subscribe()
+    }
+}
+
+/// The parts of a running control plane.
+pub struct App {
+    /// The configuration.
+    pub config: Config,
+    /// `core.db`: devices, registry, published metadata.
+    pub core: Db,
+    /// Content by digest.
+    pub blobs: BlobStore,
+    /// The online keys.
+    pub keys: Arc<OnlineKeys>,
+    /// The sending side of the transfer.
+    pub transfer: Transfer,
+    /// What moved.
+    pub changes: Changes,
+    /// Wakes the publisher of desired states.
+    pub desired_changed: Notify,
+    /// Where devices find the broker.
+    pub mqtt_address: (String, u16),
+}
+
+/// Now, in UTC milliseconds.
+pub fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis() as u64
+}
+
+/// A running control plane.
+pub struct Server {
+    app: Arc<App>,
+    http_address: SocketAddr,
+    first_api_token: Option<String>,
+    broker: Option<Broker>,
+    tasks: JoinSet<()>,
+    shutdown: CancellationToken,
+}
+
+impl Server {
+    /// Opens the data folder and starts listening. Everything works when it returns.
+    ///
+    /// # Errors
+    /// When a port is taken, the keys are missing or the data cannot be opened; nothing is left running.
+    pub async fn start(config: Config) -> anyhow::Result<Server> {
+        let data = &config.data_dir;
+        std::fs::create_dir_all(data).with_context(|| format!("cannot make data folder {}", data.display()))?;
+        let keys = Arc::new(OnlineKeys::read(&config.signing_dir)?);
+        let core = Db::open(&data.join("core.db"), Durability::Full, CORE_MIGRATIONS)?;
+        let blobs = BlobStore::open_folder(&data.join("blobs"))?;
+        publish::ensure(&core, &keys, now_ms())
+            .await
+            .context("cannot make the first metadata")?;
+        let first_api_token = api::auth::ensure_first_token(&core, now_ms()).await?;
+        let listener = TcpListener::bind(config.http_bind).await;
+        let listener = listener.with_context(|| format!("cannot listen on {} for HTTP", config.http_bind))?;
+        let http_address = listener.local_addr().context("cannot learn the HTTP address")?;
+
+        let own_password = random_hex::<32>()?;
+        let (broker, connection) = match &config.mqtt {
+            Mqtt::Embedded { bind } => {
+                let hooks = Arc::new(mqtt::BrokerHooks::new(
+                    core.clone(),
+                    Digest::of(own_password.as_bytes()),
+                ));
+                let storage = Some(data.join("broker"));
+                let broker = BrokerConfig {
+                    bind: *bind,
+                    storage,
+                    limits: Limits::default(),
+                };
+                let broker = Broker::start(broker, hooks).await?;
+                let address = broker.local_addr();
+                let connection = mqtt::Connection {
+                    host: address.ip().to_string(),
+                    port: address.port(),
+                    username: mqtt::CONTROL_PLANE.to_owned(),
+                    password: own_password,
+                };
+                (Some(broker), connection)
+            }
+            Mqtt::External {
+                host,
+                port,
+                username,
+                password,
+            } => {
+                let (username, password) = (username.clone(), password.clone());
+                (
+                    None,
+                    mqtt::Connection {
+                        host: host.clone(),
+                        port: *port,
+                        username,
+                        password,
+                    },
+                )
+            }
+        };
+        let app = Arc::new(App {
+            transfer: Transfer::new(core.clone(), blobs.clone()),
+            mqtt_address: (connection.host.clone(), connection.port),
+            config,
+            core,
+            blobs,
+            keys,
+            changes: Changes::new(),
+            desired_changed: Notify::new(),
+        });
+        let shutdown = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        mqtt::spawn(&mut tasks, &app, connection, &shutdown);
+        tasks.spawn(renew_metadata(Arc::clone(&app), shutdown.clone()));
+        let router = api::router(Arc::clone(&app));
+        let stop = shutdown.clone().cancelled_owned();
+        tasks.spawn(async move {
+            if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop).await {
+                tracing::error!(%error, "the HTTP server ended");
+            }
+        });
+        tracing::info!(address = %http_address, "control plane listens");
+        Ok(Server {
+            app,
+            http_address,
+            first_api_token,
+            broker,
+            tasks,
+            shutdown,
+        })
+    }
+
+    /// Where the API listens: the real port, if port 0 was asked for.
+    pub fn http_address(&self) -> SocketAddr {
+        self.http_address
+    }
+
+    /// Where the embedded broker listens.
+    pub fn mqtt_address(&self) -> Option<SocketAddr> {
+        self.broker.as_ref().map(Broker::local_addr)
+    }
+
+    /// The parts.
+    pub fn app(&self) -> &Arc<App> {
+        &self.app
+    }
+
+    /// The first API token, at the first start with this data folder. It is not stored and not shown again.
+    pub fn first_api_token(&self) -> Option<&str> {
+        self.first_api_token.as_deref()
+    }
+
+    /// Ends all tasks, within a deadline.
+    pub async fn shutdown(mut self) {
+        self.shutdown.cancel();
+        let drained = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(SHUTDOWN_DEADLINE, drained).await.is_err() {
+            tracing::warn!("some tasks did not end in time");
+            self.tasks.abort_all();
+        }
+        if let Some(broker) = self.broker {
+            broker.shutdown().await;
+        }
+    }
+}
+
+async fn renew_metadata(app: Arc<App>, shutdown: CancellationToken) {
+    loop {
+        if let Err(error) = publish::renew(&app.core, &app.keys, now_ms()).await {
+            tracing::error!(error = %anyhow::Error::new(error), "cannot renew the metadata");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RENEW_EVERY) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// `N` random bytes in hex.
+///
+/// # Errors
+/// When the system has no randomness.
+pub fn random_hex<const N: usize>() -> anyhow::Result<String> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).context("no randomness from the system")?;
+    Ok(hex::encode(bytes))
+}
+
+/// A database error on a path where only the log can be told.
+pub(crate) fn log_db(result: Result<(), DbError>, what: &'static str) {
+    if let Err(error) = result {
+        tracing::error!(error = %anyhow::Error::new(error), what, "a database call failed");
+    }
+}

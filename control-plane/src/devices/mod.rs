@@ -1,0 +1,258 @@
+//! Devices: how they enrol, what they should run (desired), what they say they run (reported).
+//!
+//! Not the connection to them: that is the `mqtt` edge, which publishes every desired state that is newer than the published
+//! one. Invariant: a device's generation only grows.
+
+pub mod store;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use skerry_shared::{
+    desired::{BundleAssignment, Reported},
+    digest::Digest,
+    id::{DeviceId, Generation, ModelName, ModelVersion, Platform},
+};
+
+use crate::db::{Db, DbError};
+
+/// A device as the control plane knows it.
+#[derive(Clone, Debug)]
+pub struct Device {
+    /// Its id.
+    pub id: DeviceId,
+    /// The operator's labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its platform, as it said at enrolment.
+    pub platform: Platform,
+    /// Its agent's version, as it said last.
+    pub agent_version: String,
+    /// True while its connection lives.
+    pub connected: bool,
+    /// UTC milliseconds.
+    pub enrolled_at_ms: u64,
+    /// The server's time of its last message, in UTC milliseconds.
+    pub last_seen_at_ms: Option<u64>,
+    /// The generation of its desired state.
+    pub generation: Generation,
+    /// What it should run.
+    pub desired: Vec<BundleAssignment>,
+    /// What it said last.
+    pub reported: Option<Reported>,
+}
+
+impl Device {
+    /// The version of a model that it should run.
+    pub fn desired_version(&self, model: &ModelName) -> Option<ModelVersion> {
+        self.desired
+            .iter()
+            .find(|assignment| assignment.model == *model)
+            .map(|assignment| assignment.version)
+    }
+}
+
+/// Why a device call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The enrolment token is not known.
+    #[error("the enrolment token is not known")]
+    UnknownToken,
+    /// The enrolment token has no uses left.
+    #[error("the enrolment token has been used")]
+    UsedToken,
+    /// The enrolment token's time is over.
+    #[error("the enrolment token has expired")]
+    ExpiredToken,
+    /// Another device has this id.
+    #[error("device `{0}` is enrolled already")]
+    Exists(DeviceId),
+    /// There is no such device.
+    #[error("there is no device `{0}`")]
+    NotFound(DeviceId),
+    /// A label that would not survive a selector.
+    #[error("`{0}` is no label: 1 to 63 of A-Z, a-z, 0-9, `-`, `_`, `.` and `/`")]
+    Label(String),
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+/// Labels that a device must have; none matches all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Selector(BTreeMap<String, String>);
+
+impl Selector {
+    /// True when `labels` has all of them.
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.0.iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+}
+
+/// A text that is no selector.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no label selector; for example site=north,kind=wrist")]
+pub struct InvalidSelector(String);
+
+impl std::str::FromStr for Selector {
+    type Err = InvalidSelector;
+    fn from_str(text: &str) -> Result<Self, InvalidSelector> {
+        let mut labels = BTreeMap::new();
+        for part in text.split(',').filter(|part| !part.trim().is_empty()) {
+            match part.split_once('=') {
+                Some((key, value)) if is_label(key.trim()) && is_label(value.trim()) => {
+                    labels.insert(key.trim().to_owned(), value.trim().to_owned());
+                }
+                _ => return Err(InvalidSelector(text.chars().take(200).collect())),
+            }
+        }
+        Ok(Selector(labels))
+    }
+}
+
+impl TryFrom<String> for Selector {
+    type Error = InvalidSelector;
+    fn try_from(text: String) -> Result<Self, InvalidSelector> {
+        text.parse()
+    }
+}
+
+impl From<Selector> for String {
+    fn from(selector: Selector) -> String {
+        selector
+            .0
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect::<Vec<_>>()
+            .join(",")
+    }
+}
+
+/// True for a label's key or value.
+fn is_label(text: &str) -> bool {
+    (1..=63).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c))
+}
+
+/// What a device says when it enrols.
+#[derive(Clone, Debug)]
+pub struct Enrolment {
+    /// The token's secret part.
+    pub secret: Vec<u8>,
+    /// The id it asks for.
+    pub device: DeviceId,
+    /// Its public key, in hex.
+    pub public_key: String,
+    /// Its platform.
+    pub platform: Platform,
+    /// Its agent's version.
+    pub agent_version: String,
+    /// The digest of the password that it will use.
+    pub secret_hash: Digest,
+}
+
+/// Enrols a device with a one-time token.
+///
+/// # Errors
+/// [`DeviceError`]; the token keeps its use then.
+pub async fn enroll(db: &Db, enrolment: Enrolment, now_ms: u64) -> Result<DeviceId, DeviceError> {
+    db.write(move |conn| store::enroll(conn, &enrolment, now_ms).map(|()| enrolment.device))
+        .await
+}
+
+/// Makes an enrolment token.
+///
+/// # Errors
+/// [`DeviceError::Label`], or the database's.
+pub async fn create_token(
+    db: &Db,
+    secret_hash: Digest,
+    labels: BTreeMap<String, String>,
+    uses: u32,
+    now_ms: u64,
+    expires_at_ms: u64,
+) -> Result<(), DeviceError> {
+    check_labels(labels.iter().map(|(key, value)| (key.as_str(), Some(value.as_str()))))?;
+    db.write(move |conn| {
+        Ok(store::insert_token(
+            conn,
+            &secret_hash,
+            &labels,
+            uses,
+            now_ms,
+            expires_at_ms,
+        )?)
+    })
+    .await
+}
+
+fn check_labels<'a>(labels: impl Iterator<Item = (&'a str, Option<&'a str>)>) -> Result<(), DeviceError> {
+    for (key, value) in labels {
+        for text in [Some(key), value].into_iter().flatten() {
+            if !is_label(text) {
+                return Err(DeviceError::Label(text.chars().take(80).collect()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The devices that match.
+///
+/// # Errors
+/// The database's.
+pub async fn list(db: &Db, selector: &Selector) -> Result<Vec<Device>, DbError> {
+    let mut devices = db.read(store::list).await?;
+    devices.retain(|device| selector.matches(&device.labels));
+    Ok(devices)
+}
+
+/// One device.
+///
+/// # Errors
+/// [`DeviceError::NotFound`], or the database's.
+pub async fn get(db: &Db, id: &DeviceId) -> Result<Device, DeviceError> {
+    let id = id.clone();
+    db.read(move |conn| store::get(conn, &id)?.ok_or(DeviceError::NotFound(id)))
+        .await
+}
+
+/// Sets and removes labels.
+///
+/// # Errors
+/// [`DeviceError::NotFound`], [`DeviceError::Label`], or the database's.
+pub async fn set_labels(db: &Db, id: &DeviceId, changes: BTreeMap<String, Option<String>>) -> Result<(), DeviceError> {
+    check_labels(changes.iter().map(|(key, value)| (key.as_str(), value.as_deref())))?;
+    let id = id.clone();
+    db.write(move |conn| {
+        let mut labels = store::get(conn, &id)?
+            .ok_or_else(|| DeviceError::NotFound(id.clone()))?
+            .labels;
+        for (key, value) in changes {
+            match value {
+                Some(value) => labels.insert(key, value),
+                None => labels.remove(&key),
+            };
+        }
+        Ok(store::set_labels(conn, &id, &labels)?)
+    })
+    .await
+}
+
+/// Stores what a device said; false when it was stale and changed nothing.
+///
+/// # Errors
+/// [`DeviceError::NotFound`], or the database's.
+pub async fn record_reported(db: &Db, reported: Reported, now_ms: u64) -> Result<bool, DeviceError> {
+    db.write(move |conn| store::record_reported(conn, &reported, now_ms))
+        .await
+}
+
+/// Stores whether a device's connection lives.
+///
+/// # Errors
+/// The database's.
+pub async fn record_connected(db: &Db, id: &DeviceId, connected: bool, now_ms: u64) -> Result<(), DbError> {
+    let id = id.clone();
+    db.write(move |conn| store::record_connected(conn, &id, connected, now_ms))
+        .await
+}

@@ -1,0 +1,228 @@
+//! The SQL of devices and their enrolment tokens.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use skerry_shared::{
+    desired::{BundleAssignment, Reported},
+    digest::Digest,
+    id::{DeviceId, Generation, ModelName},
+};
+
+use super::{Device, DeviceError, Enrolment};
+use crate::db::{DbError, from_json, to_json};
+
+const COLUMNS: &str =
+    "id, labels, platform, agent_version, connected, enrolled_at_ms, last_seen_at_ms, generation, desired, reported";
+
+pub(super) fn insert_token(
+    conn: &Connection,
+    hash: &Digest,
+    labels: &BTreeMap<String, String>,
+    uses: u32,
+    now_ms: u64,
+    expires_at_ms: u64,
+) -> Result<(), DbError> {
+    conn.execute(
+        "INSERT INTO device_tokens (hash, labels, uses_left, created_at_ms, expires_at_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![
+            hash.as_bytes(),
+            to_json(labels),
+            uses,
+            now_ms as i64,
+            expires_at_ms as i64
+        ],
+    )?;
+    Ok(())
+}
+
+pub(super) fn enroll(conn: &Connection, enrolment: &Enrolment, now_ms: u64) -> Result<(), DeviceError> {
+    let hash = Digest::of(&enrolment.secret);
+    let token = conn
+        .query_row(
+            "SELECT labels, uses_left, expires_at_ms FROM device_tokens WHERE hash = ?1",
+            [hash.as_bytes()],
+            |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)),
+        )
+        .optional()
+        .map_err(DbError::from)?;
+    let (labels, uses_left, expires_at_ms) = token.ok_or(DeviceError::UnknownToken)?;
+    if now_ms as i64 >= expires_at_ms {
+        return Err(DeviceError::ExpiredToken);
+    }
+    if uses_left < 1 {
+        return Err(DeviceError::UsedToken);
+    }
+    if get(conn, &enrolment.device)?.is_some() {
+        return Err(DeviceError::Exists(enrolment.device.clone()));
+    }
+    conn.execute(
+        "UPDATE device_tokens SET uses_left = uses_left - 1 WHERE hash = ?1",
+        [hash.as_bytes()],
+    )
+    .map_err(DbError::from)?;
+    conn.execute(
+        "INSERT INTO devices (id, labels, platform, agent_version, public_key, secret_hash, enrolled_at_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        params![
+            enrolment.device.as_str(),
+            labels,
+            enrolment.platform.as_str(),
+            enrolment.agent_version,
+            enrolment.public_key,
+            enrolment.secret_hash.as_bytes(),
+            now_ms as i64
+        ],
+    )
+    .map_err(DbError::from)?;
+    Ok(())
+}
+
+pub(super) fn list(conn: &Connection) -> Result<Vec<Device>, DbError> {
+    let mut statement = conn.prepare_cached(&format!("SELECT {COLUMNS} FROM devices ORDER BY id"))?;
+    let rows = statement.query_map([], |row| Ok(device(row)))?;
+    rows.map(|row| row?).collect()
+}
+
+/// One device, if it is there.
+///
+/// # Errors
+/// The database's.
+pub fn get(conn: &Connection, id: &DeviceId) -> Result<Option<Device>, DbError> {
+    let mut statement = conn.prepare_cached(&format!("SELECT {COLUMNS} FROM devices WHERE id = ?1"))?;
+    statement
+        .query_row([id.as_str()], |row| Ok(device(row)))
+        .optional()?
+        .transpose()
+}
+
+fn device(row: &Row<'_>) -> Result<Device, DbError> {
+    let corrupt = |error: &dyn std::fmt::Display| DbError::Corrupt(error.to_string());
+    let reported: Option<String> = row.get(9)?;
+    Ok(Device {
+        id: row.get::<_, String>(0)?.parse().map_err(|e| corrupt(&e))?,
+        labels: from_json(&row.get::<_, String>(1)?)?,
+        platform: row.get::<_, String>(2)?.parse().map_err(|e| corrupt(&e))?,
+        agent_version: row.get(3)?,
+        connected: row.get(4)?,
+        enrolled_at_ms: row.get::<_, i64>(5)? as u64,
+        last_seen_at_ms: row.get::<_, Option<i64>>(6)?.map(|at| at as u64),
+        generation: Generation(row.get::<_, i64>(7)? as u64),
+        desired: from_json(&row.get::<_, String>(8)?)?,
+        reported: reported.map(|text| from_json(&text)).transpose()?,
+    })
+}
+
+pub(super) fn set_labels(conn: &Connection, id: &DeviceId, labels: &BTreeMap<String, String>) -> Result<(), DbError> {
+    conn.execute(
+        "UPDATE devices SET labels = ?2 WHERE id = ?1",
+        params![id.as_str(), to_json(labels)],
+    )?;
+    Ok(())
+}
+
+/// Makes `assignment` the device's intent for that model: one generation more. For use inside another domain's write.
+///
+/// # Errors
+/// [`DeviceError::NotFound`], or the database's.
+pub fn set_assignment(
+    conn: &Connection,
+    id: &DeviceId,
+    assignment: BundleAssignment,
+) -> Result<Generation, DeviceError> {
+    change_desired(conn, id, |desired| {
+        desired.retain(|other| other.model != assignment.model);
+        desired.push(assignment);
+        desired.sort_by(|a, b| a.model.cmp(&b.model));
+    })
+}
+
+/// Takes a model from the device's intent: one generation more.
+///
+/// # Errors
+/// [`DeviceError::NotFound`], or the database's.
+pub fn remove_assignment(conn: &Connection, id: &DeviceId, model: &ModelName) -> Result<Generation, DeviceError> {
+    change_desired(conn, id, |desired| desired.retain(|other| other.model != *model))
+}
+
+fn change_desired(
+    conn: &Connection,
+    id: &DeviceId,
+    change: impl FnOnce(&mut Vec<BundleAssignment>),
+) -> Result<Generation, DeviceError> {
+    let mut device = get(conn, id)?.ok_or_else(|| DeviceError::NotFound(id.clone()))?;
+    change(&mut device.desired);
+    let generation = Generation(device.generation.0 + 1);
+    conn.execute(
+        "UPDATE devices SET desired = ?2, generation = ?3 WHERE id = ?1",
+        params![id.as_str(), to_json(&device.desired), generation.0 as i64],
+    )
+    .map_err(DbError::from)?;
+    Ok(generation)
+}
+
+pub(super) fn record_reported(conn: &Connection, reported: &Reported, now_ms: u64) -> Result<bool, DeviceError> {
+    let id = &reported.device;
+    let known = get(conn, id)?.ok_or_else(|| DeviceError::NotFound(id.clone()))?;
+    let stale = known
+        .reported
+        .is_some_and(|old| old.boot_id == reported.boot_id && old.seq >= reported.seq);
+    if stale {
+        return Ok(false);
+    }
+    conn.execute(
+        "UPDATE devices SET reported = ?2, agent_version = ?3, last_seen_at_ms = ?4 WHERE id = ?1",
+        params![id.as_str(), to_json(reported), reported.agent.version, now_ms as i64],
+    )
+    .map_err(DbError::from)?;
+    Ok(true)
+}
+
+pub(super) fn record_connected(conn: &Connection, id: &DeviceId, connected: bool, now_ms: u64) -> Result<(), DbError> {
+    conn.execute(
+        "UPDATE devices SET connected = ?2, last_seen_at_ms = ?3 WHERE id = ?1",
+        params![id.as_str(), connected, now_ms as i64],
+    )?;
+    Ok(())
+}
+
+/// The devices whose desired state is newer than the published one.
+///
+/// # Errors
+/// The database's.
+pub fn unpublished(conn: &Connection) -> Result<Vec<Device>, DbError> {
+    let sql = format!("SELECT {COLUMNS} FROM devices WHERE generation > published_generation ORDER BY id");
+    let mut statement = conn.prepare_cached(&sql)?;
+    let rows = statement.query_map([], |row| Ok(device(row)))?;
+    rows.map(|row| row?).collect()
+}
+
+/// Notes that a generation has been handed to the broker.
+///
+/// # Errors
+/// The database's.
+pub fn mark_published(conn: &Connection, id: &DeviceId, generation: Generation) -> Result<(), DbError> {
+    conn.execute(
+        "UPDATE devices SET published_generation = max(published_generation, ?2) WHERE id = ?1",
+        params![id.as_str(), generation.0 as i64],
+    )?;
+    Ok(())
+}
+
+/// Makes every desired state unpublished: the broker may have lost its memory.
+///
+/// # Errors
+/// The database's.
+pub fn mark_all_unpublished(conn: &Connection) -> Result<(), DbError> {
+    conn.execute("UPDATE devices SET published_generation = 0, connected = 0", [])?;
+    Ok(())
+}
+
+/// The digest of a device's password.
+///
+/// # Errors
+/// The database's.
+pub fn secret_hash(conn: &Connection, id: &DeviceId) -> Result<Option<[u8; 32]>, DbError> {
+    let sql = "SELECT secret_hash FROM devices WHERE id = ?1";
+    Ok(conn.query_row(sql, [id.as_str()], |row| row.get(0)).optional()?)
+}

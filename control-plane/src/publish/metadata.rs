@@ -1,0 +1,80 @@
+//! The repository's own metadata: made at first start, signed anew around every publication, renewed before it expires.
+
+use std::sync::Arc;
+
+use rusqlite::Connection;
+use skerry_tuf::{Limits, Role, Signed, Targets};
+
+use super::{PublishError, store};
+use crate::{db::Db, signing::online::OnlineKeys};
+
+/// Makes the first metadata of an empty repository.
+///
+/// # Errors
+/// [`PublishError`]; the repository is as before.
+pub async fn ensure(db: &Db, keys: &Arc<OnlineKeys>, now_ms: u64) -> Result<(), PublishError> {
+    let keys = Arc::clone(keys);
+    db.write(move |conn| {
+        if store::is_empty(conn)? {
+            store::put_file(conn, "1.root.json", keys.root_bytes())?;
+            let first = Signed::<Targets>::parse(keys.first_targets(), &Limits::default())
+                .and_then(|signed| signed.verify(&keys.root().keys_of(Role::Targets), keys.root().version))
+                .map_err(PublishError::Targets)?;
+            let (version, expires_at_ms) = (first.metadata().version, first.metadata().expires.as_millis());
+            store::put(conn, Role::Targets, version, keys.first_targets(), expires_at_ms)?;
+            sign_around(conn, &keys, (version, keys.first_targets()), now_ms)?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Signs snapshot and timestamp anew when less than half a day of the timestamp's life is left.
+///
+/// # Errors
+/// [`PublishError`]; the repository is as before.
+pub async fn renew(db: &Db, keys: &Arc<OnlineKeys>, now_ms: u64) -> Result<(), PublishError> {
+    const HALF_A_DAY_MS: i64 = 12 * 3600 * 1000;
+    let keys = Arc::clone(keys);
+    db.write(move |conn| {
+        if store::expires_at_ms(conn, Role::Timestamp)? - now_ms as i64 > HALF_A_DAY_MS {
+            return Ok(());
+        }
+        let (version, targets) = store::current(conn, Role::Targets)?;
+        sign_around(conn, &keys, (version, &targets), now_ms)
+    })
+    .await
+}
+
+/// Signs the next snapshot and the next timestamp around a targets file.
+pub(super) fn sign_around(
+    conn: &Connection,
+    keys: &OnlineKeys,
+    targets: (u64, &[u8]),
+    now_ms: u64,
+) -> Result<(), PublishError> {
+    let next = |role| store::version(conn, role).map(|version| version + 1);
+    let now_ms = now_ms as i64;
+    let snapshot = keys
+        .sign_snapshot(next(Role::Snapshot)?, now_ms, targets)
+        .map_err(PublishError::Sign)?;
+    store::put(
+        conn,
+        Role::Snapshot,
+        snapshot.version,
+        &snapshot.bytes,
+        snapshot.expires_at_ms,
+    )?;
+    let listed = (snapshot.version, snapshot.bytes.as_slice());
+    let timestamp = keys
+        .sign_timestamp(next(Role::Timestamp)?, now_ms, listed)
+        .map_err(PublishError::Sign)?;
+    store::put(
+        conn,
+        Role::Timestamp,
+        timestamp.version,
+        &timestamp.bytes,
+        timestamp.expires_at_ms,
+    )?;
+    Ok(())
+}

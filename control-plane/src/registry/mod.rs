@@ -1,0 +1,278 @@
+//! The model registry, in MLflow's terms: registered models, immutable integer versions, aliases, tags.
+//!
+//! Invariant: a version's ONNX file never changes, and tract could load it on the day it was registered.
+
+mod store;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::Serialize;
+use skerry_inference::{ModelError, check_model};
+use skerry_shared::{
+    digest::Digest,
+    id::{ModelName, ModelVersion, RunId},
+    oip::TensorMetadata,
+};
+
+use crate::{
+    blob::{BlobError, BlobStore},
+    db::{Db, DbError},
+};
+
+/// A registered model with its versions.
+#[derive(Clone, Debug, Serialize)]
+pub struct RegisteredModel {
+    /// Its name.
+    pub name: ModelName,
+    /// One sentence for people.
+    pub description: String,
+    /// The user's tags.
+    pub tags: BTreeMap<String, String>,
+    /// Movable names of versions.
+    pub aliases: BTreeMap<String, ModelVersion>,
+    /// All versions, the oldest first.
+    pub versions: Vec<ModelVersionInfo>,
+    /// UTC milliseconds.
+    pub created_at_ms: u64,
+}
+
+/// A version of a registered model.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelVersionInfo {
+    /// The model.
+    pub model: ModelName,
+    /// Counted from 1.
+    pub version: ModelVersion,
+    /// Its ONNX file.
+    pub digest: Digest,
+    /// The file's length.
+    pub size_bytes: u64,
+    /// The run that made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<RunId>,
+    /// One sentence for people.
+    pub description: String,
+    /// The user's tags.
+    pub tags: BTreeMap<String, String>,
+    /// The aliases that point at it.
+    pub aliases: Vec<String>,
+    /// What the ONNX file takes.
+    pub inputs: Vec<TensorMetadata>,
+    /// What it gives.
+    pub outputs: Vec<TensorMetadata>,
+    /// UTC milliseconds.
+    pub created_at_ms: u64,
+}
+
+/// Why a registry call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// There is no such model.
+    #[error("there is no registered model `{0}`")]
+    NoModel(ModelName),
+    /// There is no such version.
+    #[error("model `{model}` has no version {version}")]
+    NoVersion {
+        /// The model.
+        model: ModelName,
+        /// The version.
+        version: ModelVersion,
+    },
+    /// There is no such alias.
+    #[error("model `{model}` has no alias `{alias}`")]
+    NoAlias {
+        /// The model.
+        model: ModelName,
+        /// The alias.
+        alias: String,
+    },
+    /// The model exists.
+    #[error("model `{0}` is registered already")]
+    Exists(ModelName),
+    /// An alias or tag key that is empty or too long.
+    #[error("`{0}` is no alias or tag key: 1 to 128 characters without control characters")]
+    BadKey(String),
+    /// A device could not run the ONNX file.
+    #[error("the ONNX file is refused")]
+    Model(#[from] ModelError),
+    /// The blob store failed.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+/// A version to register.
+#[derive(Clone, Debug)]
+pub struct NewVersion {
+    /// The model; it is made if it is new.
+    pub model: ModelName,
+    /// The ONNX file.
+    pub onnx: Bytes,
+    /// The run that made it.
+    pub run_id: Option<RunId>,
+    /// One sentence for people.
+    pub description: String,
+}
+
+/// Whether a call made something or found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Registered {
+    /// It is new.
+    New,
+    /// The same file was registered before.
+    Existing,
+}
+
+/// Registers an ONNX file as the next version of a model. The same file again gives the version that it has.
+///
+/// # Errors
+/// [`RegistryError`]; nothing is registered then.
+pub async fn register_version(
+    db: &Db,
+    blobs: &BlobStore,
+    new: NewVersion,
+    now_ms: u64,
+) -> Result<(Registered, ModelVersionInfo), RegistryError> {
+    let onnx = new.onnx.clone();
+    let checked = tokio::task::spawn_blocking(move || (Digest::of(&onnx), check_model(&onnx)));
+    let (digest, checked) = checked
+        .await
+        .map_err(|_| ModelError::Load("the check panicked".to_owned()))?;
+    let checked = checked?;
+    let size_bytes = new.onnx.len() as u64;
+    blobs.put(digest, new.onnx).await?;
+    db.write(move |conn| {
+        if let Some(existing) = store::version_by_digest(conn, &new.model, &digest)? {
+            return Ok((Registered::Existing, existing));
+        }
+        if store::model(conn, &new.model)?.is_none() {
+            store::insert_model(conn, &new.model, "", &BTreeMap::new(), now_ms)?;
+        }
+        let info = ModelVersionInfo {
+            version: store::next_version(conn, &new.model)?,
+            model: new.model,
+            digest,
+            size_bytes,
+            run_id: new.run_id,
+            description: new.description,
+            tags: BTreeMap::new(),
+            aliases: Vec::new(),
+            inputs: checked.inputs,
+            outputs: checked.outputs,
+            created_at_ms: now_ms,
+        };
+        store::insert_version(conn, &info)?;
+        Ok((Registered::New, info))
+    })
+    .await
+}
+
+/// Registers a model without versions.
+///
+/// # Errors
+/// [`RegistryError::Exists`], or the database's.
+pub async fn create_model(
+    db: &Db,
+    name: ModelName,
+    description: String,
+    tags: BTreeMap<String, String>,
+    now_ms: u64,
+) -> Result<(), RegistryError> {
+    db.write(move |conn| match store::model(conn, &name)? {
+        Some(_) => Err(RegistryError::Exists(name)),
+        None => Ok(store::insert_model(conn, &name, &description, &tags, now_ms)?),
+    })
+    .await
+}
+
+/// All models with their versions.
+///
+/// # Errors
+/// The database's.
+pub async fn list(db: &Db) -> Result<Vec<RegisteredModel>, DbError> {
+    db.read(store::models).await
+}
+
+/// One model with its versions.
+///
+/// # Errors
+/// [`RegistryError::NoModel`], or the database's.
+pub async fn get(db: &Db, name: &ModelName) -> Result<RegisteredModel, RegistryError> {
+    let name = name.clone();
+    db.read(move |conn| store::model(conn, &name)?.ok_or(RegistryError::NoModel(name)))
+        .await
+}
+
+/// One version.
+///
+/// # Errors
+/// [`RegistryError::NoVersion`], or the database's.
+pub async fn get_version(db: &Db, model: &ModelName, version: ModelVersion) -> Result<ModelVersionInfo, RegistryError> {
+    let model = model.clone();
+    db.read(move |conn| store::version(conn, &model, version)?.ok_or(RegistryError::NoVersion { model, version }))
+        .await
+}
+
+/// Points an alias at a version.
+///
+/// # Errors
+/// [`RegistryError::NoVersion`], [`RegistryError::BadKey`], or the database's.
+pub async fn set_alias(db: &Db, model: &ModelName, alias: String, version: ModelVersion) -> Result<(), RegistryError> {
+    check_key(&alias)?;
+    let model = model.clone();
+    db.write(move |conn| match store::version(conn, &model, version)? {
+        Some(_) => Ok(store::set_alias(conn, &model, &alias, version)?),
+        None => Err(RegistryError::NoVersion { model, version }),
+    })
+    .await
+}
+
+/// Removes an alias.
+///
+/// # Errors
+/// [`RegistryError::NoAlias`], or the database's.
+pub async fn remove_alias(db: &Db, model: &ModelName, alias: String) -> Result<(), RegistryError> {
+    let model = model.clone();
+    db.write(move |conn| match store::remove_alias(conn, &model, &alias)? {
+        true => Ok(()),
+        false => Err(RegistryError::NoAlias { model, alias }),
+    })
+    .await
+}
+
+/// Sets a tag of a version.
+///
+/// # Errors
+/// [`RegistryError::NoVersion`], [`RegistryError::BadKey`], or the database's.
+pub async fn set_tag(
+    db: &Db,
+    model: &ModelName,
+    version: ModelVersion,
+    key: String,
+    value: String,
+) -> Result<(), RegistryError> {
+    check_key(&key)?;
+    let model = model.clone();
+    db.write(move |conn| {
+        let info = store::version(conn, &model, version)?;
+        let mut tags = info
+            .ok_or_else(|| RegistryError::NoVersion {
+                model: model.clone(),
+                version,
+            })?
+            .tags;
+        tags.insert(key, value);
+        Ok(store::set_tags(conn, &model, version, &tags)?)
+    })
+    .await
+}
+
+fn check_key(key: &str) -> Result<(), RegistryError> {
+    if (1..=128).contains(&key.len()) && !key.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(RegistryError::BadKey(key.chars().take(80).collect()))
+}
