@@ -1,1 +1,21 @@
-//! Placeholder.
+//! The device role of Skerry: pulls signed bundles over MQTT, runs them, answers inference requests.
+//!
+//! The list is the reading order of the update path; `agent` wires it. Invariant: inference never stops because an update
+//! failed, and nothing runs that the signed metadata does not allow.
+
+pub mod cli;
+
+mod disk;
+mod enroll;
+mod fetch;
+mod link;
+mod record;
+mod serving;
+mod store;
+mod transfer;
+mod update;
+mod verify;
+
+mod agent;
+mod report;
+mod serve;

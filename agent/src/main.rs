@@ -1,2 +1,7 @@
-//! The `skerry-agent` binary.
-fn main() {}
+//! `skerry-agent`: the agent as its own small binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    skerry_agent::cli::main_with(std::env::args_os())
+}

@@ -1,0 +1,139 @@
+//! The agent's command line: enrol, run, status.
+
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use skerry_shared::id::DeviceId;
+use tokio_util::sync::CancellationToken;
+
+use crate::{agent, enroll};
+
+/// Runs signed machine-learning bundles on this device and keeps them up to date.
+#[derive(Parser)]
+#[command(name = "skerry-agent", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Makes this device known to a control plane, with a one-time token from `skerry device token`.
+    Enroll {
+        /// The control plane's address, for example http://192.0.2.1:8080.
+        #[arg(long)]
+        server: String,
+        /// The token, whole.
+        #[arg(long, env = "SKERRY_ENROLL_TOKEN", hide_env_values = true)]
+        token: String,
+        /// Where identity, trusted metadata and bundles live.
+        #[arg(long, default_value = "/var/lib/skerry")]
+        state_dir: PathBuf,
+        /// The device's id; without it the control plane chooses one.
+        #[arg(long)]
+        device_id: Option<DeviceId>,
+    },
+    /// Runs the agent until it is told to stop.
+    Run {
+        /// Where identity, trusted metadata and bundles live.
+        #[arg(long, default_value = "/var/lib/skerry")]
+        state_dir: PathBuf,
+        /// Where the local inference API listens; port 0 is any free one, written to STATE_DIR/inference-address.
+        #[arg(long, default_value = "127.0.0.1:8090")]
+        listen: SocketAddr,
+        /// The most bytes per second that downloads may use.
+        #[arg(long, value_name = "BYTES_PER_SECOND")]
+        bandwidth: Option<u64>,
+    },
+    /// Shows what the agent on this device runs and does.
+    Status {
+        /// The state folder of the running agent.
+        #[arg(long, default_value = "/var/lib/skerry")]
+        state_dir: PathBuf,
+    },
+}
+
+/// Runs the agent's command line. `arguments` begins with the program's name.
+pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => error.exit(),
+    };
+    let done = match arguments.command {
+        Command::Enroll {
+            server,
+            token,
+            state_dir,
+            device_id,
+        } => enroll::enroll(&state_dir, &server, &token, device_id).map(|device| say(&format!("enrolled as {device}"))),
+        Command::Run {
+            state_dir,
+            listen,
+            bandwidth,
+        } => run(agent::Options {
+            state_dir,
+            listen,
+            bandwidth,
+        }),
+        Command::Status { state_dir } => status(&state_dir),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            use std::io::Write;
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn say(text: &str) {
+    use std::io::Write;
+    // A closed pipe is no reason to fail.
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+fn run(options: agent::Options) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let runtime = runtime.context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let stop = shutdown.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            stop.cancel();
+        });
+        agent::run(options, shutdown).await
+    })?;
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    Ok(())
+}
+
+fn status(state_dir: &std::path::Path) -> anyhow::Result<()> {
+    let path = state_dir.join("inference-address");
+    let address =
+        std::fs::read_to_string(&path).with_context(|| format!("no agent has run with {}", state_dir.display()))?;
+    let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5)));
+    let agent: ureq::Agent = config.build().into();
+    let answer = agent.get(format!("http://{}/skerry/v1/status", address.trim())).call();
+    let status: serde_json::Value = answer
+        .context("the agent does not answer: is it running?")?
+        .body_mut()
+        .read_json()
+        .context("bad answer")?;
+    say(&serde_json::to_string_pretty(&status)?);
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! Enrolment: the device makes its key, shows a one-time token, and learns who it is and whom to trust.
+//!
+//! Invariant: the root that is stored is the one whose digest the token carries.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context, bail};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use skerry_shared::{digest::Digest, id::DeviceId};
+
+use crate::disk::{self, Access};
+
+/// Who this device is, and how it reaches the broker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub(crate) device_id: DeviceId,
+    pub(crate) mqtt: Broker,
+}
+
+/// The broker and this device's credentials there.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Broker {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) username: String,
+    pub(crate) password: String,
+}
+
+const IDENTITY: &str = "identity.json";
+const KEY: &str = "device.key";
+
+impl Identity {
+    /// Reads the identity that enrolment left.
+    pub(crate) fn read(state_dir: &Path) -> anyhow::Result<Identity> {
+        let bytes = disk::read(&state_dir.join(IDENTITY))?;
+        let bytes = bytes.context("this device is not enrolled: run `skerry-agent enroll` first")?;
+        serde_json::from_slice(&bytes).context("identity.json is damaged: enrol again")
+    }
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    device_id: DeviceId,
+    mqtt: Broker,
+    root: String,
+}
+
+/// Enrols this device and leaves its identity in `state_dir`.
+pub(crate) fn enroll(
+    state_dir: &Path,
+    server: &str,
+    token: &str,
+    device: Option<DeviceId>,
+) -> anyhow::Result<DeviceId> {
+    disk::make_folder(&state_dir.join("trust"))?;
+    if disk::read(&state_dir.join(IDENTITY))?.is_some() {
+        bail!("this device is enrolled already; another state folder, or an empty one, makes another device");
+    }
+    let pinned = token
+        .split_once('.')
+        .and_then(|(_, digest)| Digest::from_hex(digest).ok());
+    let pinned = pinned.context("the enrolment token is malformed: copy it whole, with the part after the dot")?;
+    // The same key if an earlier try broke off: the file is the device's identity.
+    let key_path = state_dir.join(KEY);
+    let mut seed = [0; 32];
+    match disk::read(&key_path)? {
+        Some(bytes) => hex::decode_to_slice(bytes.trim_ascii(), &mut seed).context("device.key is damaged")?,
+        None => {
+            getrandom::fill(&mut seed).context("no randomness from the system")?;
+            disk::write(&key_path, hex::encode(seed).as_bytes(), Access::OwnerOnly)?;
+        }
+    }
+    let public_key = ed25519_dalek::SigningKey::from_bytes(&seed).verifying_key();
+    let body = json!({
+        "token": token,
+        "device_id": device,
+        "public_key": hex::encode(public_key.as_bytes()),
+        "platform": skerry_inference::host_platform(),
+        "agent_version": env!("CARGO_PKG_VERSION"),
+    });
+    let answer = call(server, &body)?;
+    let root = STANDARD
+        .decode(&answer.root)
+        .context("the control plane's answer is malformed")?;
+    if Digest::of(&root) != pinned {
+        bail!("the control plane's root metadata is not the one that the token names: do not trust this server");
+    }
+    disk::write(&state_dir.join("trust/root.json"), &root, Access::Everybody)?;
+    let identity = Identity {
+        device_id: answer.device_id,
+        mqtt: answer.mqtt,
+    };
+    let json = serde_json::to_vec_pretty(&identity).context("cannot encode the identity")?;
+    disk::write(&state_dir.join(IDENTITY), &json, Access::OwnerOnly)?;
+    Ok(identity.device_id)
+}
+
+fn call(server: &str, body: &Value) -> anyhow::Result<Answer> {
+    let config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(Duration::from_secs(30)));
+    let agent: ureq::Agent = config.build().into();
+    let url = format!("{}/api/v1/enroll", server.trim_end_matches('/'));
+    let response = agent.post(&url).send_json(body);
+    let mut response = response.with_context(|| format!("cannot reach the control plane at {server}"))?;
+    let status = response.status();
+    let text = response
+        .body_mut()
+        .read_to_string()
+        .context("the control plane's answer broke off")?;
+    if !status.is_success() {
+        let problem: Value = serde_json::from_str(&text).unwrap_or_default();
+        let word = |key: &str| problem[key].as_str().unwrap_or_default().to_owned();
+        bail!(
+            "the control plane refused ({status}): {} {}",
+            word("title"),
+            word("detail")
+        );
+    }
+    serde_json::from_str(&text).context("the control plane's answer is malformed")
+}

@@ -1,0 +1,190 @@
+//! The connection to the broker: MQTT 3.1.1 by rumqttc, with birth and last will, and a back-off that never gives up.
+//!
+//! It knows topics and bytes, not what they mean. A PUBACK says only that a broker has a message: what must not be lost is
+//! kept elsewhere until the control plane itself acknowledges it.
+
+use std::time::Duration;
+
+use rumqttc::{AsyncClient, Event, EventLoop, Incoming, LastWill, MqttOptions, NetworkOptions, QoS};
+use skerry_shared::{
+    desired::Status,
+    id::{BootId, DeviceId},
+    schema::{Envelope, SchemaVersion},
+    topic::{Channel, Topic},
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::enroll::Identity;
+
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// rumqttc notices a dead peer after two keep-alives at the latest; a poll that takes longer hangs.
+const POLL_TIMEOUT: Duration = Duration::from_secs(75);
+/// Both ways: a part of 32 KiB with room. The crate's default of 10 KiB would end the connection.
+const PACKET_BYTES: usize = 256 * 1024;
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// Parts that may wait for the download: twice its window.
+const PARTS_QUEUE: usize = 2 * crate::transfer::WINDOW;
+
+/// What the broker brought.
+#[derive(Debug)]
+pub(crate) enum FromBroker {
+    /// The connection is up: everything retained is said again.
+    Connected,
+    /// A desired state.
+    Desired(Vec<u8>),
+}
+
+/// The sending half; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Sender {
+    client: AsyncClient,
+    device: DeviceId,
+}
+
+impl Sender {
+    /// Publishes, or drops the message when the outgoing queue is full: whoever sends repeats what matters.
+    pub(crate) fn try_publish(&self, channel: Channel, qos: QoS, payload: Vec<u8>) -> bool {
+        let topic = Topic::Device(self.device.clone(), channel).to_string();
+        let retain = matches!(channel, Channel::Reported | Channel::Status);
+        self.client.try_publish(topic, qos, retain, payload).is_ok()
+    }
+
+    fn status(&self, boot_id: &BootId, online: bool) -> Vec<u8> {
+        Status {
+            schema: SchemaVersion::CURRENT,
+            boot_id: boot_id.clone(),
+            online,
+        }
+        .to_json()
+    }
+}
+
+/// The receiving half: events for the agent's loop, parts for the download.
+pub(crate) struct Received {
+    pub(crate) events: mpsc::Receiver<FromBroker>,
+    pub(crate) parts: mpsc::Receiver<Vec<u8>>,
+}
+
+/// Starts the connection's task.
+pub(crate) fn start(identity: &Identity, boot_id: &BootId, shutdown: CancellationToken) -> (Sender, Received) {
+    let device = identity.device_id.clone();
+    let mut options = MqttOptions::new(device.as_str(), identity.mqtt.host.clone(), identity.mqtt.port);
+    options.set_credentials(identity.mqtt.username.clone(), identity.mqtt.password.clone());
+    options.set_keep_alive(KEEP_ALIVE);
+    options.set_max_packet_size(PACKET_BYTES, PACKET_BYTES);
+    options.set_clean_session(true);
+    let will = Status {
+        schema: SchemaVersion::CURRENT,
+        boot_id: boot_id.clone(),
+        online: false,
+    }
+    .to_json();
+    let topic = Topic::Device(device.clone(), Channel::Status).to_string();
+    options.set_last_will(LastWill::new(topic, will, QoS::AtLeastOnce, true));
+    let (client, mut event_loop) = AsyncClient::new(options, 64);
+    let mut network = NetworkOptions::new();
+    network.set_tcp_nodelay(true);
+    event_loop.set_network_options(network);
+    let sender = Sender { client, device };
+    let (events_in, events) = mpsc::channel(64);
+    let (parts_in, parts) = mpsc::channel(PARTS_QUEUE);
+    let task = Poller {
+        sender: sender.clone(),
+        boot_id: boot_id.clone(),
+        events: events_in,
+        parts: parts_in,
+    };
+    tokio::spawn(task.run(event_loop, shutdown));
+    (sender, Received { events, parts })
+}
+
+struct Poller {
+    sender: Sender,
+    boot_id: BootId,
+    events: mpsc::Sender<FromBroker>,
+    parts: mpsc::Sender<Vec<u8>>,
+}
+
+impl Poller {
+    async fn run(self, mut event_loop: EventLoop, shutdown: CancellationToken) {
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            let polled = tokio::select! {
+                polled = tokio::time::timeout(POLL_TIMEOUT, event_loop.poll()) => polled,
+                () = shutdown.cancelled() => {
+                    self.say_goodbye(event_loop).await;
+                    return;
+                }
+            };
+            match polled {
+                Ok(Ok(event)) => {
+                    if let Event::Incoming(Incoming::ConnAck(_)) = event {
+                        backoff = BACKOFF_MIN;
+                    }
+                    self.handle(event);
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, retry_ms = backoff.as_millis() as u64, "no connection to the broker");
+                    tokio::select! {
+                        () = tokio::time::sleep(jittered(backoff)) => {}
+                        () = shutdown.cancelled() => return,
+                    }
+                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                }
+                Err(_) => {
+                    tracing::warn!("the connection to the broker hangs, starting a new one");
+                    event_loop.clean();
+                }
+            }
+        }
+    }
+
+    fn handle(&self, event: Event) {
+        match event {
+            Event::Incoming(Incoming::ConnAck(_)) => {
+                tracing::info!("connected to the broker");
+                for channel in [Channel::Desired, Channel::Chunk, Channel::Ack] {
+                    let topic = Topic::Device(self.sender.device.clone(), channel).to_string();
+                    if let Err(error) = self.sender.client.try_subscribe(topic, QoS::AtLeastOnce) {
+                        tracing::error!(%error, "cannot subscribe");
+                    }
+                }
+                let birth = self.sender.status(&self.boot_id, true);
+                self.sender.try_publish(Channel::Status, QoS::AtLeastOnce, birth);
+                let _ = self.events.try_send(FromBroker::Connected);
+            }
+            Event::Incoming(Incoming::Publish(publish)) => match publish.topic.parse::<Topic>() {
+                Ok(Topic::Device(_, Channel::Desired)) => {
+                    // Retained: if the queue is full, the next connection brings it again.
+                    let _ = self.events.try_send(FromBroker::Desired(publish.payload.to_vec()));
+                }
+                // A part too many is asked for again.
+                Ok(Topic::Device(_, Channel::Chunk)) => drop(self.parts.try_send(publish.payload.to_vec())),
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+
+    /// Says on purpose what the last will would say, and gives it a moment to leave.
+    async fn say_goodbye(&self, mut event_loop: EventLoop) {
+        self.sender.try_publish(
+            Channel::Status,
+            QoS::AtLeastOnce,
+            self.sender.status(&self.boot_id, false),
+        );
+        let _ = self.sender.client.try_disconnect();
+        let drained = async { while event_loop.poll().await.is_ok() {} };
+        let _ = tokio::time::timeout(Duration::from_secs(1), drained).await;
+    }
+}
+
+/// Between half and all of it, so that a fleet does not come back at once.
+fn jittered(backoff: Duration) -> Duration {
+    let mut byte = [128];
+    // Without randomness there is no jitter, which harms nobody.
+    let _ = getrandom::fill(&mut byte);
+    backoff.mul_f64(0.5 + f64::from(byte[0]) / 512.0)
+}

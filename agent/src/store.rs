@@ -1,0 +1,187 @@
+//! Bundles on the device's disk: chunk indexes and objects by digest, and the chunks of a download until its files are whole.
+//!
+//! Files are named by digest, never by a name from outside. Invariant: an object's file has the digest of its name.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+};
+
+use skerry_shared::{
+    chunk::{ChunkIndex, FileEntry},
+    digest::Digest,
+};
+
+use crate::{
+    disk::{self, Access, DiskError},
+    record::Record,
+};
+
+/// The store's folders.
+pub(crate) struct Store {
+    indexes: PathBuf,
+    objects: PathBuf,
+    staging: PathBuf,
+}
+
+/// Where content of installed bundles lies: by digest of the chunk.
+pub(crate) type Sources = BTreeMap<Digest, (PathBuf, u64, usize)>;
+
+impl Store {
+    pub(crate) fn open(state_dir: &Path) -> Result<Store, DiskError> {
+        let folder = |name: &str| state_dir.join("store").join(name);
+        let store = Store {
+            indexes: folder("indexes"),
+            objects: folder("objects"),
+            staging: folder("staging"),
+        };
+        for path in [&store.indexes, &store.objects, &store.staging] {
+            disk::make_folder(path)?;
+        }
+        Ok(store)
+    }
+
+    /// A folder on the store's disk.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.objects
+    }
+
+    /// Keeps a verified chunk index.
+    pub(crate) fn put_index(&self, digest: Digest, bytes: &[u8]) -> Result<(), DiskError> {
+        disk::write(&self.indexes.join(digest.to_hex()), bytes, Access::Everybody)
+    }
+
+    /// A kept chunk index; `None` if it is not there or not whole.
+    pub(crate) fn index(&self, digest: Digest) -> Result<Option<ChunkIndex>, DiskError> {
+        let bytes = disk::read(&self.indexes.join(digest.to_hex()))?;
+        let whole = bytes.filter(|bytes| Digest::of(bytes) == digest);
+        Ok(whole.and_then(|bytes| ChunkIndex::from_bytes(&bytes).ok()))
+    }
+
+    /// The content of an object; `None` if it is not there or not whole.
+    pub(crate) fn object(&self, digest: Digest) -> Result<Option<Vec<u8>>, DiskError> {
+        let bytes = disk::read(&self.objects.join(digest.to_hex()))?;
+        Ok(bytes.filter(|bytes| Digest::of(bytes) == digest))
+    }
+
+    /// Keeps a chunk of the download under way.
+    pub(crate) fn stage(&self, raw: Digest, content: &[u8]) -> Result<(), DiskError> {
+        disk::write(&self.staging.join(raw.to_hex()), content, Access::Everybody)
+    }
+
+    fn staged(&self, raw: Digest) -> Result<Option<Vec<u8>>, DiskError> {
+        let bytes = disk::read(&self.staging.join(raw.to_hex()))?;
+        Ok(bytes.filter(|bytes| Digest::of(bytes) == raw))
+    }
+
+    /// True when a download has left something behind.
+    pub(crate) fn has_staged(&self, index: &ChunkIndex) -> Result<bool, DiskError> {
+        let names: BTreeSet<String> = disk::list(&self.staging)?.into_iter().collect();
+        Ok(index.chunks().iter().any(|chunk| names.contains(&chunk.raw.to_hex())))
+    }
+
+    /// The content that installed bundles could lend to a new one.
+    pub(crate) fn sources(&self, record: &Record) -> Result<Sources, DiskError> {
+        let mut sources = Sources::new();
+        for digest in kept_indexes(record) {
+            let Some(index) = self.index(digest)? else { continue };
+            for file in index.files() {
+                let path = self.objects.join(file.digest.to_hex());
+                let mut offset = 0;
+                for chunk in index.chunks_of(file) {
+                    sources.insert(chunk.raw, (path.clone(), offset, chunk.raw_len as usize));
+                    offset += u64::from(chunk.raw_len);
+                }
+            }
+        }
+        Ok(sources)
+    }
+
+    /// The chunks of these files that are neither staged nor installed. What can be copied is staged.
+    pub(crate) fn missing_chunks(
+        &self,
+        index: &ChunkIndex,
+        files: &[&FileEntry],
+        sources: &Sources,
+    ) -> Result<Vec<u32>, DiskError> {
+        let mut missing = Vec::new();
+        for file in files {
+            if self.object(file.digest)?.is_some() {
+                continue;
+            }
+            for (position, chunk) in index.chunks_of(file).iter().enumerate() {
+                if self.staged(chunk.raw)?.is_some() {
+                    continue;
+                }
+                match sources.get(&chunk.raw).and_then(|source| copy(source, chunk.raw)) {
+                    Some(content) => self.stage(chunk.raw, &content)?,
+                    None => missing.push(file.first_chunk + position as u32),
+                }
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Joins the staged chunks of a file into its object. False when a chunk is missing or the file is not what it should be.
+    pub(crate) fn assemble(&self, index: &ChunkIndex, file: &FileEntry) -> Result<bool, DiskError> {
+        if self.object(file.digest)?.is_some() {
+            return Ok(true);
+        }
+        let mut content = Vec::with_capacity(file.size_bytes as usize);
+        for chunk in index.chunks_of(file) {
+            let Some(bytes) = self.staged(chunk.raw)? else {
+                return Ok(false);
+            };
+            content.extend(bytes);
+        }
+        if Digest::of(&content) != file.digest {
+            return Ok(false);
+        }
+        disk::write(&self.objects.join(file.digest.to_hex()), &content, Access::Everybody)?;
+        Ok(true)
+    }
+
+    /// Removes what neither the slots nor the update under way need.
+    pub(crate) fn collect_garbage(&self, record: &Record) -> Result<(), DiskError> {
+        let mut indexes: BTreeSet<String> = BTreeSet::new();
+        let mut objects: BTreeSet<String> = BTreeSet::new();
+        let candidate = record.update.job().map(|job| job.assignment.index);
+        for digest in kept_indexes(record).chain(candidate) {
+            indexes.insert(digest.to_hex());
+            if let Some(index) = self.index(digest)? {
+                objects.extend(index.files().iter().map(|file| file.digest.to_hex()));
+            }
+        }
+        sweep(&self.indexes, |name| indexes.contains(name))?;
+        sweep(&self.objects, |name| objects.contains(name))?;
+        sweep(&self.staging, |_| candidate.is_some())
+    }
+}
+
+fn kept_indexes(record: &Record) -> impl Iterator<Item = Digest> {
+    let slots = record
+        .slots
+        .values()
+        .flat_map(|slots| [&slots.current, &slots.previous]);
+    slots.flatten().map(|installed| installed.index)
+}
+
+fn sweep(folder: &Path, keep: impl Fn(&str) -> bool) -> Result<(), DiskError> {
+    for name in disk::list(folder)? {
+        if !keep(&name) {
+            disk::remove(&folder.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads a chunk out of an installed object, if it is still what it was.
+fn copy((path, offset, len): &(PathBuf, u64, usize), raw: Digest) -> Option<Vec<u8>> {
+    let mut file = File::open(path).ok()?;
+    file.seek(SeekFrom::Start(*offset)).ok()?;
+    let mut content = vec![0; *len];
+    file.read_exact(&mut content).ok()?;
+    (Digest::of(&content) == raw).then_some(content)
+}

@@ -1,0 +1,289 @@
+//! Trust: the metadata on disk, the update cycle of `reference` TUF §5, the signed intent, and the check of a whole bundle.
+//!
+//! Invariant: a [`VerifiedBundle`] exists only for a bundle whose chunk index is a target of trusted metadata, and all of
+//! whose files have the digests that the index states.
+
+use std::path::{Path, PathBuf};
+
+use skerry_shared::{
+    bundle::{MANIFEST_NAME, Manifest, Resource},
+    chunk::{ChunkIndex, ChunkIndexError, FileEntry},
+    desired::{BundleAssignment, DESIRED_PAYLOAD_TYPE, Desired, ReportedError},
+    digest::Digest,
+    dsse::{DsseError, Envelope as DsseEnvelope, Signers},
+    id::{DeviceId, Platform},
+    schema::{Envelope, EnvelopeError},
+    transfer::Object,
+};
+use skerry_tuf::{Expiry, Limits, Outcome, Role, StoredMetadata, TargetName, TrustedSet, UnixTime, VersionFloors};
+
+use crate::{
+    disk::{self, Access, DiskError},
+    fetch::{FetchError, Fetcher},
+    store::Store,
+};
+
+/// Why something is not trusted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VerifyError {
+    #[error("metadata is refused")]
+    Metadata(#[from] skerry_tuf::Error),
+    #[error("the root metadata names no assignment key")]
+    NoAssignmentKey,
+    #[error("the desired state is refused")]
+    Dsse(#[from] DsseError),
+    #[error("the desired state is refused")]
+    Envelope(#[from] EnvelopeError),
+    #[error("the desired state is for device `{0}`")]
+    OtherDevice(DeviceId),
+    #[error("bundle `{0}` is not in the signed targets metadata")]
+    NotATarget(String),
+    #[error("bundle `{0}` has another digest in the signed targets metadata")]
+    OtherDigest(String),
+    #[error("the chunk index is refused")]
+    Index(#[from] ChunkIndexError),
+    #[error("the bundle has no readable manifest")]
+    Manifest(#[source] Option<EnvelopeError>),
+    #[error("the bundle is of another model or version than assigned")]
+    OtherModel,
+    #[error("resource `{0}` of the manifest is not in the chunk index")]
+    Resource(String),
+    #[error("file `{0}` of the bundle is not whole")]
+    File(String),
+    #[error("the disk has {free_bytes} bytes free, the bundle needs {needed_bytes}")]
+    DiskFull { free_bytes: u64, needed_bytes: u64 },
+    #[error("cannot fetch")]
+    Fetch(#[from] FetchError),
+    #[error("the disk failed")]
+    Disk(#[from] DiskError),
+}
+
+impl VerifyError {
+    /// The stable word for the report.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            VerifyError::Metadata(error) => error.code(),
+            VerifyError::NoAssignmentKey => "no_assignment_key",
+            VerifyError::Dsse(DsseError::Threshold { .. }) => "sig_threshold",
+            VerifyError::Dsse(_) | VerifyError::Envelope(_) => "parse",
+            VerifyError::OtherDevice(_) => "other_device",
+            VerifyError::NotATarget(_) => "not_listed",
+            VerifyError::OtherDigest(_) => "mix_and_match",
+            VerifyError::Index(_) => "chunk_index",
+            VerifyError::Manifest(_) | VerifyError::OtherModel | VerifyError::Resource(_) => "manifest",
+            VerifyError::File(_) => "hash",
+            VerifyError::DiskFull { .. } => "enospc",
+            VerifyError::Fetch(error) => error.code(),
+            VerifyError::Disk(error) if error.is_full() => "enospc",
+            VerifyError::Disk(_) => "disk",
+        }
+    }
+
+    /// For the control plane: the chain in one line.
+    pub(crate) fn report(&self) -> ReportedError {
+        let mut message = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            message.push_str(": ");
+            message.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        ReportedError {
+            code: self.code().to_owned(),
+            message,
+        }
+    }
+}
+
+/// The trusted metadata with its place on disk.
+pub(crate) struct Trust {
+    folder: PathBuf,
+    set: TrustedSet,
+}
+
+impl Trust {
+    /// Loads what is trusted. The root that enrolment left must be there.
+    pub(crate) fn open(state_dir: &Path, floors: VersionFloors) -> Result<Trust, VerifyError> {
+        let folder = state_dir.join("trust");
+        let read = |role: Role| disk::read(&folder.join(role.file_name()));
+        let stored = StoredMetadata {
+            root: read(Role::Root)?.unwrap_or_default(),
+            timestamp: read(Role::Timestamp)?,
+            snapshot: read(Role::Snapshot)?,
+            targets: read(Role::Targets)?,
+        };
+        let loaded = TrustedSet::from_stored(&stored, floors, Limits::default())?;
+        for dropped in &loaded.dropped {
+            tracing::warn!(role = dropped.role.as_str(), error = %dropped.error, "stored metadata is not believed");
+        }
+        Ok(Trust {
+            folder,
+            set: loaded.set,
+        })
+    }
+
+    /// The lowest versions that are still acceptable: to be kept apart from the files, before they are written.
+    pub(crate) fn floors(&self) -> VersionFloors {
+        self.set.floors()
+    }
+
+    /// Checks a signed desired state for this device.
+    pub(crate) fn desired(&self, bytes: &[u8], device: &DeviceId) -> Result<Desired, VerifyError> {
+        let keys = self.set.root().assignment_keys().ok_or(VerifyError::NoAssignmentKey)?;
+        let key = |bytes: [u8; 32]| ed25519_dalek::VerifyingKey::from_bytes(&bytes).ok();
+        let signers = Signers {
+            keys: keys
+                .keys
+                .values()
+                .filter_map(|key| key.ed25519_bytes())
+                .filter_map(key)
+                .collect(),
+            threshold: keys.threshold.get() as usize,
+        };
+        let payload = DsseEnvelope::from_json(bytes)?.verify(DESIRED_PAYLOAD_TYPE, &signers)?;
+        let desired = Desired::from_json(&payload)?;
+        if desired.device != *device {
+            return Err(VerifyError::OtherDevice(desired.device));
+        }
+        Ok(desired)
+    }
+
+    /// Brings the metadata up to date (TUF §5.3–5.6). `floors_changed` is told before a file that raised them is written.
+    pub(crate) async fn refresh(
+        &mut self,
+        fetcher: &mut Fetcher,
+        now_ms: u64,
+        mut floors_changed: impl FnMut(VersionFloors) -> Result<(), DiskError>,
+    ) -> Result<(), VerifyError> {
+        let expiry = Expiry::Enforce(UnixTime::from_millis(now_ms as i64));
+        // §5.3: the chain of roots, one by one.
+        for _ in 0..self.set.limits().root_steps {
+            let next = self.set.next_root_file();
+            let Some(bytes) = fetcher.file(Object::Metadata(next.file_name), next.max_bytes).await? else {
+                break;
+            };
+            self.set.update_root(&bytes)?;
+            floors_changed(self.set.floors())?;
+            self.store(Role::Root)?;
+        }
+        // §5.4: the timestamp.
+        let limit = self.set.limits().bytes_for(Role::Timestamp);
+        let name = Role::Timestamp.file_name().to_owned();
+        let bytes = fetcher.file(Object::Metadata(name.clone()), limit).await?;
+        let bytes = bytes.ok_or(FetchError::NotFound(name))?;
+        if self.set.update_timestamp(&bytes, expiry)? == Outcome::Updated {
+            floors_changed(self.set.floors())?;
+            self.store(Role::Timestamp)?;
+        }
+        // §5.5 and §5.6: snapshot and targets, if the ones we have are not the listed ones.
+        while let Some((role, wanted)) = self.wanted() {
+            let bytes = fetcher
+                .file(Object::Metadata(wanted.file_name.clone()), wanted.max_bytes)
+                .await?;
+            let bytes = bytes.ok_or(FetchError::NotFound(wanted.file_name))?;
+            match role {
+                Role::Snapshot => self.set.update_snapshot(&bytes, expiry)?,
+                _ => self.set.update_targets(&bytes, expiry)?,
+            };
+            floors_changed(self.set.floors())?;
+            self.store(role)?;
+        }
+        self.set.fresh_targets(expiry)?;
+        Ok(())
+    }
+
+    fn wanted(&self) -> Option<(Role, skerry_tuf::Wanted)> {
+        let snapshot = self.set.wanted_snapshot().map(|wanted| (Role::Snapshot, wanted));
+        snapshot.or_else(|| self.set.wanted_targets().map(|wanted| (Role::Targets, wanted)))
+    }
+
+    fn store(&self, role: Role) -> Result<(), DiskError> {
+        match self.set.bytes(role) {
+            Some(bytes) => disk::write(&self.folder.join(role.file_name()), bytes, Access::Everybody),
+            None => Ok(()),
+        }
+    }
+
+    /// Fetches the chunk index of an assigned bundle and checks it against its target (security order, steps 5 and 7).
+    pub(crate) async fn fetch_index(
+        &self,
+        fetcher: &mut Fetcher,
+        assignment: &BundleAssignment,
+        now_ms: u64,
+    ) -> Result<Vec<u8>, VerifyError> {
+        let targets = self
+            .set
+            .fresh_targets(Expiry::Enforce(UnixTime::from_millis(now_ms as i64)))?;
+        let not_a_target = || VerifyError::NotATarget(assignment.target.clone());
+        let name = TargetName::new(assignment.target.clone()).map_err(|_| not_a_target())?;
+        let file = targets.find(&name).ok_or_else(not_a_target)?;
+        if file.sha256() != Some(*assignment.index.as_bytes()) {
+            return Err(VerifyError::OtherDigest(assignment.target.clone()));
+        }
+        let limit = usize::try_from(file.length)
+            .unwrap_or(usize::MAX)
+            .min(skerry_shared::chunk::LIMITS.index_bytes);
+        let bytes = fetcher.file(Object::Blob(assignment.index), limit).await?;
+        let bytes = bytes.ok_or_else(|| FetchError::NotFound(assignment.target.clone()))?;
+        file.check(&name, &bytes)?;
+        ChunkIndex::from_bytes(&bytes)?;
+        Ok(bytes)
+    }
+}
+
+/// Reads the manifest of a bundle whose manifest file is on disk.
+pub(crate) fn manifest(store: &Store, index: &ChunkIndex) -> Result<Manifest, VerifyError> {
+    let file = index.file(MANIFEST_NAME).ok_or(VerifyError::Manifest(None))?;
+    let bytes = store.object(file.digest)?.ok_or(VerifyError::Manifest(None))?;
+    Manifest::from_json(&bytes).map_err(|error| VerifyError::Manifest(Some(error)))
+}
+
+/// The files that a device of `platform` needs of a bundle.
+pub(crate) fn needed_files<'a>(
+    index: &'a ChunkIndex,
+    manifest: &Manifest,
+    platform: &Platform,
+) -> Result<Vec<&'a FileEntry>, VerifyError> {
+    let file = |resource: &Resource| {
+        let file = index
+            .file(resource.name.as_str())
+            .filter(|file| file.digest == resource.digest);
+        file.ok_or_else(|| VerifyError::Resource(resource.name.to_string()))
+    };
+    manifest.needed_on(platform).map(file).collect()
+}
+
+/// A bundle that may be installed. Only [`bundle`] makes one.
+#[derive(Debug)]
+pub(crate) struct VerifiedBundle {
+    manifest: Manifest,
+}
+
+impl VerifiedBundle {
+    pub(crate) fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+}
+
+/// Checks that every file this device needs of a bundle is whole. The index was checked against its target when it was
+/// fetched, and is named by its digest since then.
+pub(crate) fn bundle(
+    store: &Store,
+    digest: Digest,
+    assigned: (&skerry_shared::id::ModelName, skerry_shared::id::ModelVersion),
+    platform: &Platform,
+) -> Result<VerifiedBundle, VerifyError> {
+    let index = store
+        .index(digest)?
+        .ok_or_else(|| VerifyError::File("the chunk index".to_owned()))?;
+    let manifest = manifest(store, &index)?;
+    if (&manifest.model, manifest.version) != assigned {
+        return Err(VerifyError::OtherModel);
+    }
+    for file in needed_files(&index, &manifest, platform)? {
+        if store.object(file.digest)?.is_none() {
+            return Err(VerifyError::File(file.name.to_string()));
+        }
+    }
+    Ok(VerifiedBundle { manifest })
+}
