@@ -26,6 +26,7 @@ use crate::{
     db::{Db, DbError, Durability, Migration},
     mqtt, publish, rollouts,
     signing::online::OnlineKeys,
+    telemetry,
     transfer::Transfer,
 };
 
@@ -95,6 +96,8 @@ pub struct App {
     pub config: Config,
     /// `core.db`: devices, registry, published metadata.
     pub core: Db,
+    /// `telemetry.db`. Only the edge writes to it, through [`telemetry::ingest`].
+    pub telemetry: Db,
     /// Content by digest.
     pub blobs: BlobStore,
     /// The online keys.
@@ -137,6 +140,7 @@ impl Server {
         std::fs::create_dir_all(data).with_context(|| format!("cannot make data folder {}", data.display()))?;
         let keys = Arc::new(OnlineKeys::read(&config.signing_dir)?);
         let core = Db::open(&data.join("core.db"), Durability::Full, CORE_MIGRATIONS)?;
+        let telemetry = Db::open(&data.join("telemetry.db"), Durability::Normal, telemetry::MIGRATIONS)?;
         let blobs = BlobStore::open_folder(&data.join("blobs"))?;
         publish::ensure(&core, &keys, now_ms())
             .await
@@ -192,6 +196,7 @@ impl Server {
             mqtt_address: (connection.host.clone(), connection.port),
             config,
             core,
+            telemetry,
             blobs,
             keys,
             changes: Changes::new(),

@@ -100,6 +100,8 @@ struct ModelPath {
     version: Option<String>,
 }
 
+// The error is the answer itself, made once a request at most.
+#[allow(clippy::result_large_err)]
 fn find(api: &Api, path: &ModelPath) -> Result<Arc<ServingModel>, Response> {
     let model = path.model.parse().ok().and_then(|name| api.serving.get(&name));
     let model = model.ok_or_else(|| error(StatusCode::NOT_FOUND, format!("there is no model `{}`", path.model)))?;

@@ -16,6 +16,7 @@ mod collect;
 mod host;
 mod outbox;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 
 use std::{

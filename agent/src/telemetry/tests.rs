@@ -300,7 +300,9 @@ proptest! {
                     seq += 1;
                     outbox.handle(Event::Collected(vec![sized_frame(boot, seq, bytes)]), now);
                 }
-                Step::Exchange(mask) => drop(exchange(&mut outbox, mask)),
+                Step::Exchange(mask) => {
+                    exchange(&mut outbox, mask);
+                }
                 Step::Kill => {
                     drop(outbox);
                     (outbox, boot, seq) = (start(), boot + 1, 0);

@@ -8,6 +8,7 @@ mod devices;
 mod models;
 mod problem;
 mod rollouts;
+mod telemetry;
 
 use std::sync::Arc;
 
@@ -28,6 +29,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .merge(devices::routes())
         .merge(models::routes(upload_limit))
         .merge(bundles::routes(upload_limit))
+        .merge(telemetry::routes())
         .merge(rollouts::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_token));
     let open = Router::new()
