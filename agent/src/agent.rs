@@ -284,7 +284,9 @@ impl Agent {
             .filter(|model| !wanted(model))
             .cloned()
             .collect();
-        let changed = self.keeper.change(|record| record.slots.retain(|model, _| wanted(model)));
+        let changed = self
+            .keeper
+            .change(|record| record.slots.retain(|model, _| wanted(model)));
         if let Err(error) = changed {
             return log_disk(error);
         }
