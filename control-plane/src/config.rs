@@ -262,6 +262,13 @@ mod tests {
     }
 
     #[test]
+    fn telemetry_is_kept_for_a_day_at_least() {
+        let kept = |days: u32| Config::parse(&format!("[telemetry]\nretention_days = {days}"));
+        assert_eq!(kept(7).unwrap().telemetry_retention_days, 7);
+        assert!(kept(0).unwrap_err()[0].contains("telemetry.retention_days"));
+    }
+
+    #[test]
     fn an_external_broker_has_a_url() {
         let config = Config::parse("[mqtt]\nexternal_url = \"mqtt://cp:p@ss@broker.example:1884\"").unwrap();
         let (host, password) = ("broker.example".to_owned(), "p@ss".to_owned());

@@ -120,11 +120,12 @@ impl Task {
             (outbox, due)
         });
         let (outbox, due) = turned.await?;
+        // First the counts: nobody may find more in the control plane than this device says it has recorded.
+        self.status.send_replace(outbox.spool().status());
         for frame in due {
             // One that does not leave is sent again after its time.
             self.sender.try_publish(Channel::Telemetry, QoS::AtLeastOnce, frame);
         }
-        self.status.send_replace(outbox.spool().status());
         Ok(outbox)
     }
 }

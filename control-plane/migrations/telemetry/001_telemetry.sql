@@ -55,6 +55,7 @@ CREATE TABLE series (
     last_day INTEGER NOT NULL,
     UNIQUE (device, metric, kind, unit, attributes)
 ) STRICT;
+CREATE INDEX series_by_served ON series (served) WHERE served IS NOT NULL;
 
 -- In the order of arrival, so that writing appends to few pages whatever the number of series. `value` is an integer, a
 -- real or a histogram (an encoded data point); `age_ms` is how much older than its frame's newest point a point is.
@@ -77,3 +78,4 @@ CREATE TABLE hours (
     last_at_ms INTEGER NOT NULL,
     PRIMARY KEY (served, hour)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX hours_by_hour ON hours (hour);

@@ -47,9 +47,11 @@ struct Sums {
 }
 
 fn read_summary(conn: &Connection, filter: &SummaryFilter) -> Result<Vec<Summary>, DbError> {
+    // CROSS JOIN keeps this order: each model version's hours lie side by side.
     let sql = "SELECT d.device, s.model, s.version, h.inferences, h.errors, h.bad_requests, h.latency, h.last_at_ms
-               FROM served s JOIN devices d ON d.id = s.device JOIN hours h ON h.served = s.id
-               WHERE (?1 IS NULL OR d.device = ?1) AND (?2 IS NULL OR s.model = ?2) AND h.hour >= ?3";
+               FROM devices d CROSS JOIN served s CROSS JOIN hours h
+               WHERE s.device = d.id AND h.served = s.id
+               AND (?1 IS NULL OR d.device = ?1) AND (?2 IS NULL OR s.model = ?2) AND h.hour >= ?3";
     let device = filter.device.as_ref().map(DeviceId::as_str);
     let model = filter.model.as_ref().map(ModelName::as_str);
     let mut statement = conn.prepare_cached(sql)?;

@@ -435,8 +435,8 @@ pub(super) fn expire(conn: &Connection, before_ms: u64, now_ms: u64) -> Result<E
     // A series is marked once a day: the day of the mark may have gone on after it.
     conn.execute("DELETE FROM series WHERE last_day < ?1", [(before_ms / DAY_MS) as i64])?;
     conn.execute(
-        "DELETE FROM served WHERE id NOT IN (SELECT served FROM hours)
-         AND id NOT IN (SELECT served FROM series WHERE served IS NOT NULL)",
+        "DELETE FROM served WHERE NOT EXISTS (SELECT 1 FROM hours WHERE hours.served = served.id)
+         AND NOT EXISTS (SELECT 1 FROM series WHERE series.served = served.id)",
         [],
     )?;
     let boots_before = (now_ms / DAY_MS).saturating_sub(BOOT_DAYS) as i64;
