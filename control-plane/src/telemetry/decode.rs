@@ -21,6 +21,10 @@ pub const POINTS_MAX: usize = 2048;
 const ATTRIBUTES_MAX: usize = 16;
 /// Bytes of a metric's name, a unit, an attribute's key or its text: that of the longest model name, twice.
 const TEXT_MAX_BYTES: usize = 256;
+/// Values of one histogram: sums of many stay far from the end of the numbers.
+pub(super) const COUNT_MAX: u64 = 1_000_000_000_000;
+/// The sum of a histogram, likewise.
+const SUM_MAX: f64 = 1e100;
 
 /// A message after decoding.
 #[derive(Debug)]
@@ -132,6 +136,8 @@ enum Malformed {
     Attribute,
     #[error(transparent)]
     Histogram(#[from] InvalidHistogram),
+    #[error("a histogram counts more than anything can")]
+    Count,
 }
 
 /// Decodes messages; keeps its buffers from one to the next.
@@ -263,7 +269,11 @@ fn number(point: &NumberDataPoint) -> Result<PointValue, Malformed> {
 }
 
 fn histogram_value(point: &ExponentialHistogramDataPoint) -> Result<PointValue, Malformed> {
-    Ok(PointValue::Histogram(Box::new(Histogram::from_point(point)?)))
+    let histogram = Histogram::from_point(point)?;
+    if histogram.count() > COUNT_MAX || histogram.sum().abs() > SUM_MAX {
+        return Err(Malformed::Count);
+    }
+    Ok(PointValue::Histogram(Box::new(histogram)))
 }
 
 /// Attributes as a JSON object with sorted keys: equal sets are equal texts.

@@ -8,8 +8,9 @@ use skerry_shared::{
     histogram::Histogram,
     id::ModelVersion,
     otlp::{
-        AnyValue, CUMULATIVE, DELTA, ExponentialHistogram, ExportMetricsServiceRequest, Gauge, KeyValue, Metric,
-        MetricData, NumberDataPoint, NumberValue, ResourceMetrics, ScopeMetrics, Sum, TelemetryFrame, Value,
+        AnyValue, Buckets, CUMULATIVE, DELTA, ExponentialHistogram, ExponentialHistogramDataPoint,
+        ExportMetricsServiceRequest, Gauge, KeyValue, Metric, MetricData, NumberDataPoint, NumberValue,
+        ResourceMetrics, ScopeMetrics, Sum, TelemetryFrame, Value,
     },
 };
 
@@ -415,6 +416,47 @@ async fn a_summary_adds_counts_and_merges_scales() {
         ..SummaryFilter::default()
     };
     assert_eq!(query::summary(&db, filter).await.unwrap(), rows);
+}
+
+#[tokio::test]
+async fn claims_beyond_all_measure_do_not_stop_later_batches() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = open(&folder);
+    let mut ingest = Ingest::new(db.clone());
+    let histogram = |count: u64, sum: f64| {
+        let point = ExponentialHistogramDataPoint {
+            attributes: model(1),
+            count,
+            sum: Some(sum),
+            positive: Some(Buckets {
+                offset: 0,
+                bucket_counts: vec![count],
+            }),
+            ..ExponentialHistogramDataPoint::default()
+        };
+        let histogram = ExponentialHistogram {
+            data_points: vec![point],
+            aggregation_temporality: DELTA,
+        };
+        metric("skerry.inference.duration", MetricData::ExponentialHistogram(histogram))
+    };
+    let mut seq = 0;
+    for (count_of, sum) in [(u64::MAX, 1.0), (1, f64::MAX), (1_000_000_000_000, 1e100)] {
+        for _ in 0..3 {
+            seq += 1;
+            let metrics = vec![
+                count("skerry.inference.count", i64::MAX, model(1)),
+                histogram(count_of, sum),
+            ];
+            let acks = ingest
+                .ingest(vec![message("dev-1", frame(id(1, seq), metrics))], NOW_MS)
+                .await
+                .unwrap();
+            assert_eq!(acks.len(), 1);
+        }
+    }
+    assert_eq!(totals(&db).await, (3, 6, 0, 6));
+    assert_eq!(query::summary(&db, SummaryFilter::default()).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
