@@ -193,7 +193,7 @@ impl Server {
         let mut tasks = JoinSet::new();
         mqtt::spawn(&mut tasks, &app, connection, &shutdown);
         tasks.spawn(renew_metadata(Arc::clone(&app), shutdown.clone()));
-        let router = api::router(Arc::clone(&app));
+        let router = router(&app, &shutdown);
         let stop = shutdown.clone().cancelled_owned();
         tasks.spawn(async move {
             if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop).await {
@@ -243,6 +243,11 @@ impl Server {
             broker.shutdown().await;
         }
     }
+}
+
+/// All routes: the API, and the console for the rest.
+pub(crate) fn router(app: &Arc<App>, _shutdown: &CancellationToken) -> axum::Router {
+    api::router(Arc::clone(app)).fallback(api::unknown)
 }
 
 async fn renew_metadata(app: Arc<App>, shutdown: CancellationToken) {

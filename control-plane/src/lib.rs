@@ -7,6 +7,8 @@ pub mod blob;
 pub mod config;
 pub mod db;
 
+mod openapi;
+
 pub mod devices;
 pub mod registry;
 pub mod signing;
@@ -21,3 +23,7 @@ mod api;
 mod mqtt;
 
 pub mod cli;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod test_server;
