@@ -10,7 +10,7 @@ use anyhow::Context;
 use skerry_broker::{Broker, BrokerConfig, Limits};
 use skerry_shared::{
     digest::Digest,
-    id::{DeviceId, ModelName, ModelVersion},
+    id::{DeviceId, ModelName, ModelVersion, RolloutId},
 };
 use tokio::{
     net::TcpListener,
@@ -24,12 +24,12 @@ use crate::{
     blob::BlobStore,
     config::{Config, Mqtt},
     db::{Db, DbError, Durability, Migration},
-    mqtt, publish,
+    mqtt, publish, rollouts,
     signing::online::OnlineKeys,
     transfer::Transfer,
 };
 
-const CORE_MIGRATIONS: &[Migration] = &[
+pub(crate) const CORE_MIGRATIONS: &[Migration] = &[
     Migration {
         number: 1,
         sql: include_str!("../migrations/core/001_devices.sql"),
@@ -42,12 +42,18 @@ const CORE_MIGRATIONS: &[Migration] = &[
         number: 3,
         sql: include_str!("../migrations/core/003_publish.sql"),
     },
+    Migration {
+        number: 4,
+        sql: include_str!("../migrations/core/004_rollouts.sql"),
+    },
 ];
 
 /// How long tasks may take to end.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
 /// How often the metadata's life is looked at.
 const RENEW_EVERY: Duration = Duration::from_secs(3600);
+/// After a database error; the next change wakes the rollouts earlier.
+const ROLLOUT_RETRY: Duration = Duration::from_secs(5);
 
 /// What moved. The console, `rollout watch` and drivers listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +64,8 @@ pub enum Change {
     Model(ModelName),
     /// A published bundle.
     Bundle(ModelName, ModelVersion),
+    /// A rollout: its state, or that of one of its devices.
+    Rollout(RolloutId),
 }
 
 /// Tells whoever listens that something moved. A slow listener misses changes and must look again.
@@ -99,6 +107,8 @@ pub struct App {
     pub desired_changed: Notify,
     /// Where devices find the broker.
     pub mqtt_address: (String, u16),
+    /// Cancelled when the control plane ends: an answer that goes on must end then.
+    pub shutdown: CancellationToken,
 }
 
 /// Now, in UTC milliseconds.
@@ -179,6 +189,7 @@ impl Server {
                 )
             }
         };
+        let shutdown = CancellationToken::new();
         let app = Arc::new(App {
             transfer: Transfer::new(core.clone(), blobs.clone()),
             mqtt_address: (connection.host.clone(), connection.port),
@@ -188,12 +199,13 @@ impl Server {
             keys,
             changes: Changes::new(),
             desired_changed: Notify::new(),
+            shutdown: shutdown.clone(),
         });
-        let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
         mqtt::spawn(&mut tasks, &app, connection, &shutdown);
         tasks.spawn(renew_metadata(Arc::clone(&app), shutdown.clone()));
-        let router = router(&app, &shutdown);
+        tasks.spawn(drive_rollouts(Arc::clone(&app), shutdown.clone()));
+        let router = router(&app);
         let stop = shutdown.clone().cancelled_owned();
         tasks.spawn(async move {
             if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop).await {
@@ -246,7 +258,7 @@ impl Server {
 }
 
 /// All routes: the API, and the console for the rest.
-pub(crate) fn router(app: &Arc<App>, _shutdown: &CancellationToken) -> axum::Router {
+pub(crate) fn router(app: &Arc<App>) -> axum::Router {
     api::router(Arc::clone(app)).fallback(api::unknown)
 }
 
@@ -260,6 +272,68 @@ async fn renew_metadata(app: Arc<App>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
         }
     }
+}
+
+/// Evaluates rollouts when a device has said something, when a person has changed one, and when a silence may have become
+/// too long. Changes that come while it works are looked at together.
+async fn drive_rollouts(app: Arc<App>, shutdown: CancellationToken) {
+    let mut changes = app.changes.subscribe();
+    loop {
+        let next_look_at_ms = match evaluate_all(&app).await {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::error!(
+                    error = format!("{:#}", anyhow::Error::new(error)),
+                    "cannot evaluate the rollouts"
+                );
+                Some(now_ms() + ROLLOUT_RETRY.as_millis() as u64)
+            }
+        };
+        let wait = async {
+            match next_look_at_ms {
+                Some(at) => tokio::time::sleep(Duration::from_millis(at.saturating_sub(now_ms()))).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = wait => {}
+            () = relevant_change(&mut changes) => {}
+            () = shutdown.cancelled() => return,
+        }
+        // Everything that has come by now is seen by the next evaluation.
+        changes = changes.resubscribe();
+    }
+}
+
+async fn relevant_change(changes: &mut broadcast::Receiver<Change>) {
+    loop {
+        match changes.recv().await {
+            Ok(Change::Device(_) | Change::Rollout(_)) | Err(broadcast::error::RecvError::Lagged(_)) => return,
+            Ok(Change::Model(_) | Change::Bundle(..)) => {}
+            // The sender lives in the app, which this task holds.
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+        }
+    }
+}
+
+/// When to look again, in UTC milliseconds.
+async fn evaluate_all(app: &App) -> Result<Option<u64>, rollouts::RolloutError> {
+    let mut next_look_at_ms = None;
+    for id in rollouts::under_way(&app.core).await? {
+        loop {
+            let evaluated = rollouts::evaluate(&app.core, id, now_ms()).await?;
+            if evaluated.assigned {
+                app.desired_changed.notify_one();
+            }
+            if !evaluated.changed {
+                next_look_at_ms = evaluated.next_look_at_ms.into_iter().chain(next_look_at_ms).min();
+                break;
+            }
+            // One step may make the next one possible: a group that has just passed begins the one after it.
+            app.changes.send(Change::Rollout(id));
+        }
+    }
+    Ok(next_look_at_ms)
 }
 
 /// `N` random bytes in hex.

@@ -15,6 +15,7 @@ pub mod signing;
 
 pub mod bundle;
 pub mod publish;
+pub mod rollouts;
 pub mod transfer;
 
 pub mod app;

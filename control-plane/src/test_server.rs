@@ -9,7 +9,6 @@ use axum::{
 };
 use skerry_shared::digest::Digest;
 use tempfile::TempDir;
-use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::{
@@ -62,7 +61,7 @@ impl TestServer {
         config.body_limit_bytes = BODY_LIMIT_BYTES;
         let server = Server::start(config).await.unwrap();
         TestServer {
-            router: app::router(server.app(), &CancellationToken::new()),
+            router: app::router(server.app()),
             token: server.first_api_token().unwrap().to_owned(),
             server,
             _dir: dir,

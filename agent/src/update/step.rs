@@ -246,7 +246,10 @@ mod tests {
             }
             let (again, repeated) = step(state.clone(), Event::Started);
             match state {
-                State::Probation { .. } => prop_assert!(matches!(again, State::Probation { .. } | State::Rollback { .. })),
+                State::Probation { .. } => {
+                    let goes_on = matches!(again, State::Probation { .. } | State::Rollback { .. });
+                    prop_assert!(goes_on);
+                }
                 _ => prop_assert_eq!((again, repeated), (state, effect)),
             }
         }
@@ -258,7 +261,8 @@ mod tests {
                 let before = state.clone();
                 state = step(state, event).0;
                 let repeated = matches!(before, State::Probation { .. } | State::Commit { .. });
-                prop_assert!(!matches!(state, State::Commit { .. }) || repeated);
+                let commits = matches!(state, State::Commit { .. });
+                prop_assert!(!commits || repeated);
             }
         }
 

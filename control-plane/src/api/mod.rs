@@ -9,6 +9,7 @@ mod document;
 mod extract;
 mod models;
 mod problem;
+mod rollouts;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
@@ -48,6 +49,7 @@ fn documented(app: &Arc<App>) -> OpenApiRouter<Arc<App>> {
         .merge(devices::routes())
         .merge(models::routes(upload_limit))
         .merge(bundles::routes(upload_limit))
+        .merge(rollouts::routes().into())
         .layer(middleware::from_fn_with_state(Arc::clone(app), auth::require_token));
     document::require_token(protected.get_openapi_mut());
     let open = OpenApiRouter::default()

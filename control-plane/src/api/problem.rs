@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use crate::{
     blob::BlobError, db::DbError, devices::DeviceError, publish::PublishError, registry::RegistryError,
-    transfer::TransferError,
+    rollouts::RolloutError, transfer::TransferError,
 };
 
 /// A failed call: a status, a stable type, and words.
@@ -185,6 +185,21 @@ impl From<PublishError> for Problem {
             | PublishError::Chunk(_)
             | PublishError::Manifest(_)
             | PublishError::NotThisModel { .. } => Problem::refused(chain(&error)),
+        }
+    }
+}
+
+impl From<RolloutError> for Problem {
+    fn from(error: RolloutError) -> Problem {
+        match error {
+            RolloutError::NotFound(_) => Problem::not_found(error.to_string()),
+            RolloutError::Invalid(_) | RolloutError::Selector(_) | RolloutError::NoDevices(_) => {
+                Problem::refused(error.to_string())
+            }
+            RolloutError::Overlap { .. } | RolloutError::State { .. } => Problem::conflict(error.to_string()),
+            RolloutError::Publish(error) => error.into(),
+            RolloutError::Device(error) => error.into(),
+            RolloutError::Db(error) => error.into(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{str::FromStr, time::Duration};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// A value that does not parse, with what would.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,38 +71,6 @@ pub fn object(pairs: &[Pair]) -> Value {
         .into()
 }
 
-/// The size of a deployment group: `3`, `20%`, `label:site=north`, `rest`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct GroupSize(pub Value);
-
-impl FromStr for GroupSize {
-    type Err = BadValue;
-    fn from_str(text: &str) -> Result<Self, BadValue> {
-        let bad = || BadValue {
-            text: text.to_owned(),
-            kind: "group",
-            example: "1 (devices), 20% (of them), label:site=north, rest",
-        };
-        if text == "rest" {
-            return Ok(GroupSize(json!({"rest": true})));
-        }
-        if let Some(selector) = text.strip_prefix("label:") {
-            selector.parse::<Pair>().map_err(|_| bad())?;
-            return Ok(GroupSize(json!({"selector": selector})));
-        }
-        if let Some(percent) = text.strip_suffix('%') {
-            return match percent.parse::<u8>() {
-                Ok(percent @ 1..=100) => Ok(GroupSize(json!({"percent": percent}))),
-                _ => Err(bad()),
-            };
-        }
-        match text.parse::<u32>() {
-            Ok(count @ 1..) => Ok(GroupSize(json!({"count": count}))),
-            _ => Err(bad()),
-        }
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -114,18 +82,6 @@ mod tests {
         assert_eq!(duration("2h").unwrap(), Duration::from_secs(7200));
         for text in ["", "10", "s", "-1s", "1w", "99999999999999999999d"] {
             assert!(duration(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn groups_have_four_forms() {
-        let group = |text: &str| text.parse::<GroupSize>().map(|group| group.0);
-        assert_eq!(group("1").unwrap(), json!({"count": 1}));
-        assert_eq!(group("20%").unwrap(), json!({"percent": 20}));
-        assert_eq!(group("label:site=a").unwrap(), json!({"selector": "site=a"}));
-        assert_eq!(group("rest").unwrap(), json!({"rest": true}));
-        for text in ["0", "0%", "101%", "all", "label:x", ""] {
-            assert!(group(text).is_err(), "{text}");
         }
     }
 }

@@ -10,8 +10,9 @@ use super::{
     Done, Global, Output,
     client::{Client, list},
     output::{self, ago, text},
-    parse::{GroupSize, duration},
+    parse::duration,
 };
+use crate::rollouts::GroupSize;
 
 /// Commands about rollouts.
 #[derive(Subcommand, Debug)]
@@ -95,7 +96,7 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
         } => {
             let groups: Vec<Value> = groups
                 .into_iter()
-                .map(|GroupSize(size)| json!({"size": size, "success_percent": success, "error_percent": error}))
+                .map(|size| json!({"size": size, "success_percent": success, "error_percent": error}))
                 .collect();
             let mut body = json!({
                 "model": model, "version": version, "selector": selector, "groups": groups, "start": !draft,

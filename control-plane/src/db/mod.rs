@@ -293,6 +293,19 @@ pub(crate) fn to_json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("stored values have string keys only")
 }
 
+/// Writes a state as its bare word, so that SQL can compare it.
+pub(crate) fn to_word<T: Serialize>(state: &T) -> String {
+    match serde_json::to_value(state) {
+        Ok(serde_json::Value::String(word)) => word,
+        other => unreachable!("a state is an enum without data, not {other:?}"),
+    }
+}
+
+/// Reads a state from its bare word.
+pub(crate) fn from_word<T: DeserializeOwned>(word: String) -> Result<T, DbError> {
+    serde_json::from_value(word.into()).map_err(|error| DbError::Corrupt(error.to_string()))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

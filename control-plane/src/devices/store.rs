@@ -78,7 +78,11 @@ pub(super) fn enroll(conn: &Connection, enrolment: &Enrolment, now_ms: u64) -> R
     Ok(())
 }
 
-pub(super) fn list(conn: &Connection) -> Result<Vec<Device>, DbError> {
+/// All devices.
+///
+/// # Errors
+/// The database's.
+pub fn list(conn: &Connection) -> Result<Vec<Device>, DbError> {
     let mut statement = conn.prepare_cached(&format!("SELECT {COLUMNS} FROM devices ORDER BY id"))?;
     let rows = statement.query_map([], |row| Ok(device(row)))?;
     rows.map(|row| row?).collect()

@@ -1,0 +1,630 @@
+//! Rollouts, in hawkBit's words: a published bundle goes to devices in deployment groups, and each group must prove itself
+//! before the next begins.
+//!
+//! A rollout changes only what devices should run; they converge and report. Invariant: a device's desired state and the
+//! rollout's memory of it change in one transaction, so a crash at any point leaves both or neither.
+
+mod plan;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeSet, fmt, str::FromStr};
+
+use rusqlite::Connection;
+use serde::{Deserialize, Serialize};
+use skerry_shared::{
+    desired::{BundleAssignment, DEFAULT_PROBATION_MS, ReportedError},
+    digest::Digest,
+    id::{DeviceId, Generation, ModelName, ModelVersion, RolloutId},
+};
+
+use crate::{
+    db::{Db, DbError},
+    devices::{self, DeviceError, InvalidSelector, Selector},
+    publish::{self, PublishError},
+};
+
+/// Ten minutes, and the probation on top: a device that says nothing for longer has lost its network or its power.
+pub const DEFAULT_SILENT_AFTER_MS: u64 = 600_000;
+/// A day: longer probations are another rollout.
+const PROBATION_MAX_MS: u64 = 86_400_000;
+/// More groups than a person can follow.
+const GROUPS_MAX: usize = 32;
+
+/// A rollout with its groups and devices.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Rollout {
+    /// Its number.
+    pub id: RolloutId,
+    /// The model.
+    pub model: ModelName,
+    /// The version that it brings.
+    pub version: ModelVersion,
+    /// The bundle's TUF target.
+    pub target: String,
+    /// The bundle's chunk index.
+    pub index: Digest,
+    /// How long the version serves on probation on each device, in milliseconds.
+    pub probation_ms: u32,
+    /// How long a device may say nothing, in milliseconds, probation not counted.
+    pub silent_after_ms: u64,
+    /// Which devices were meant.
+    pub selector: Selector,
+    /// Where it stands.
+    pub state: RolloutState,
+    /// Why it stands there, in words; empty when there is nothing to say.
+    pub reason: String,
+    /// The groups, in order.
+    pub groups: Vec<Group>,
+    /// UTC milliseconds.
+    pub created_at_ms: u64,
+    /// UTC milliseconds, once it is finished or stopped.
+    pub ended_at_ms: Option<u64>,
+}
+
+impl Rollout {
+    /// All devices, in the order of their groups.
+    pub fn devices(&self) -> impl Iterator<Item = &DeviceProgress> {
+        self.groups.iter().flat_map(|group| &group.devices)
+    }
+
+    /// What its devices are told to run.
+    fn assignment(&self) -> BundleAssignment {
+        BundleAssignment {
+            model: self.model.clone(),
+            version: self.version,
+            target: self.target.clone(),
+            index: self.index,
+            rollout: Some(self.id),
+            probation_ms: self.probation_ms,
+        }
+    }
+}
+
+/// Where a rollout stands (hawkBit's words).
+///
+/// ```text
+/// Draft ─▶ Ready ─▶ Running ⇄ Paused ─▶ Finished
+///   │                  └────────┴─ error, abort ─▶ Stopping ─▶ Stopped
+///   └─ abort ─▶ Stopped
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RolloutState {
+    /// Waits for somebody to start it.
+    Draft,
+    /// Started; nothing has been assigned yet.
+    Ready,
+    /// Under way.
+    Running,
+    /// No further devices; those under way go on.
+    Paused,
+    /// Every group has proved itself.
+    Finished,
+    /// Ends; devices under way return to what they ran.
+    Stopping,
+    /// Ended without proof.
+    Stopped,
+}
+
+impl RolloutState {
+    /// True when nothing will change any more.
+    pub fn is_over(self) -> bool {
+        matches!(self, RolloutState::Finished | RolloutState::Stopped)
+    }
+}
+
+/// A deployment group.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// How its devices were chosen, and what they must prove.
+    #[serde(flatten)]
+    pub rule: GroupRule,
+    /// True when a person went on although the group proved nothing.
+    pub accepted: bool,
+    /// Its devices.
+    pub devices: Vec<DeviceProgress>,
+}
+
+/// How a group's devices are chosen, and what they must prove.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRule {
+    /// Which devices.
+    pub size: GroupSize,
+    /// Percent of them that must succeed before the next group begins; 1 to 100.
+    #[serde(default = "hundred")]
+    pub success_percent: u8,
+    /// Percent of them that may fail; more stops the rollout.
+    #[serde(default)]
+    pub error_percent: u8,
+}
+
+fn hundred() -> u8 {
+    100
+}
+
+/// Which devices a group takes of those that earlier groups have left. As text: `3`, `20%`, `label:site=north`, `rest`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum GroupSize {
+    /// This many.
+    Count(u32),
+    /// This share of all devices of the rollout, rounded up.
+    Percent(u8),
+    /// Those with these labels.
+    Labels(Selector),
+    /// All that are left.
+    Rest,
+}
+
+/// A text that is no group size.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no deployment group; for example 1 (devices), 20% (of them), label:site=north, rest")]
+pub struct InvalidGroupSize(String);
+
+impl FromStr for GroupSize {
+    type Err = InvalidGroupSize;
+    fn from_str(text: &str) -> Result<Self, InvalidGroupSize> {
+        let bad = || InvalidGroupSize(text.chars().take(200).collect());
+        if text == "rest" {
+            return Ok(GroupSize::Rest);
+        }
+        if let Some(labels) = text.strip_prefix("label:") {
+            let selector = labels.parse::<Selector>().map_err(|_| bad())?;
+            return if selector == Selector::default() {
+                Err(bad())
+            } else {
+                Ok(GroupSize::Labels(selector))
+            };
+        }
+        if let Some(percent) = text.strip_suffix('%') {
+            return match percent.parse() {
+                Ok(percent @ 1..=100) => Ok(GroupSize::Percent(percent)),
+                _ => Err(bad()),
+            };
+        }
+        match text.parse() {
+            Ok(count @ 1..) => Ok(GroupSize::Count(count)),
+            _ => Err(bad()),
+        }
+    }
+}
+
+impl fmt::Display for GroupSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            GroupSize::Count(count) => write!(f, "{count}"),
+            GroupSize::Percent(percent) => write!(f, "{percent}%"),
+            GroupSize::Labels(selector) => write!(f, "label:{}", String::from(selector.clone())),
+            GroupSize::Rest => f.write_str("rest"),
+        }
+    }
+}
+
+impl TryFrom<String> for GroupSize {
+    type Error = InvalidGroupSize;
+    fn try_from(text: String) -> Result<Self, InvalidGroupSize> {
+        text.parse()
+    }
+}
+
+impl From<GroupSize> for String {
+    fn from(size: GroupSize) -> String {
+        size.to_string()
+    }
+}
+
+/// How far one device of a rollout is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DeviceProgress {
+    /// The device.
+    pub device: DeviceId,
+    /// Its state.
+    pub state: DeviceState,
+    /// What else is known.
+    #[serde(flatten)]
+    pub detail: Detail,
+}
+
+/// What a rollout remembers of a device beside its state.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Detail {
+    /// Why it failed, or what it last complained about.
+    #[serde(default)]
+    pub error: Option<ReportedError>,
+    /// Set when its desired state was changed.
+    #[serde(default)]
+    pub assigned: Option<Assigned>,
+    /// Set when its desired state was changed back.
+    #[serde(default)]
+    pub reverted: Option<Reverted>,
+    /// When the control plane first heard that the new version serves, in UTC milliseconds.
+    #[serde(default)]
+    pub serving_at_ms: Option<u64>,
+    /// When its update ended, in UTC milliseconds.
+    #[serde(default)]
+    pub ended_at_ms: Option<u64>,
+    /// Bytes of payload that it received for this update.
+    #[serde(default)]
+    pub wire_bytes: u64,
+    /// Downloads that went on from what an earlier start of the agent had left on disk.
+    #[serde(default)]
+    pub resumed_downloads: u32,
+}
+
+/// The change of a device's desired state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assigned {
+    /// The generation that carries it.
+    pub generation: Generation,
+    /// UTC milliseconds.
+    pub at_ms: u64,
+    /// What the device should run of this model before: to be put back if the new one fails.
+    pub previous: Option<BundleAssignment>,
+}
+
+/// The change back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reverted {
+    /// The generation that carries it.
+    pub generation: Generation,
+    /// UTC milliseconds.
+    pub at_ms: u64,
+}
+
+/// The states of a device in a rollout (DESIGN §6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceState {
+    /// Not told yet, or has not answered yet.
+    Pending,
+    /// Fetches metadata or chunks.
+    Downloading,
+    /// Verifies, loads, proves the golden vectors.
+    Installing,
+    /// Serves the new version, not yet committed.
+    Probation,
+    /// Committed.
+    Succeeded,
+    /// Failed before anything on it changed.
+    Failed,
+    /// Returned to what it ran.
+    RolledBack,
+    /// Has said nothing for too long.
+    Silent,
+}
+
+impl DeviceState {
+    /// True when its update has ended.
+    pub fn is_terminal(self) -> bool {
+        matches!(
+            self,
+            DeviceState::Succeeded | DeviceState::Failed | DeviceState::RolledBack
+        )
+    }
+}
+
+/// A rollout to create.
+#[derive(Clone, Debug)]
+pub struct NewRollout {
+    /// The model.
+    pub model: ModelName,
+    /// The version; its bundle must be published.
+    pub version: ModelVersion,
+    /// Which devices.
+    pub selector: Selector,
+    /// The groups, in order.
+    pub groups: Vec<GroupRule>,
+    /// In milliseconds; the default is ten seconds.
+    pub probation_ms: Option<u64>,
+    /// In milliseconds; the default is [`DEFAULT_SILENT_AFTER_MS`].
+    pub silent_after_ms: Option<u64>,
+    /// Whether it begins at once.
+    pub start: bool,
+}
+
+/// Why a rollout call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RolloutError {
+    /// There is no such rollout.
+    #[error("there is no rollout {0}")]
+    NotFound(RolloutId),
+    /// A value outside its limits.
+    #[error("{0}")]
+    Invalid(&'static str),
+    /// A selector that does not parse.
+    #[error(transparent)]
+    Selector(#[from] InvalidSelector),
+    /// The selector or a group chooses no device.
+    #[error("no enrolled device matches: {0}")]
+    NoDevices(String),
+    /// Another rollout of the same model is not over on one of the devices.
+    #[error("rollout {other} of the same model is not over on device `{device}`; finish or abort it first")]
+    Overlap {
+        /// The other rollout.
+        other: RolloutId,
+        /// A device in both.
+        device: DeviceId,
+    },
+    /// The rollout's state does not allow the call.
+    #[error("rollout {id} is {state:?}: it cannot be {wanted}")]
+    State {
+        /// The rollout.
+        id: RolloutId,
+        /// Its state.
+        state: RolloutState,
+        /// What was asked for.
+        wanted: &'static str,
+    },
+    /// The bundle is not published.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// A device is gone.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+/// What an evaluation did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Evaluated {
+    /// True when the rollout or one of its devices changed.
+    pub changed: bool,
+    /// True when desired states changed.
+    pub assigned: bool,
+    /// When to look again if nothing happens, in UTC milliseconds.
+    pub next_look_at_ms: Option<u64>,
+}
+
+/// Creates a rollout: chooses its devices now, and starts it unless it shall be a draft.
+///
+/// # Errors
+/// [`RolloutError`]; nothing is created then.
+pub async fn create(db: &Db, new: NewRollout, now_ms: u64) -> Result<Rollout, RolloutError> {
+    let probation_ms = new.probation_ms.unwrap_or(u64::from(DEFAULT_PROBATION_MS));
+    let silent_after_ms = new.silent_after_ms.unwrap_or(DEFAULT_SILENT_AFTER_MS);
+    if probation_ms > PROBATION_MAX_MS {
+        return Err(RolloutError::Invalid("probation must be at most one day"));
+    }
+    if silent_after_ms < 1000 {
+        return Err(RolloutError::Invalid("a device may be silent for at least one second"));
+    }
+    if new.groups.is_empty() || new.groups.len() > GROUPS_MAX {
+        return Err(RolloutError::Invalid("a rollout has 1 to 32 deployment groups"));
+    }
+    let percents = |rule: &GroupRule| (1..=100).contains(&rule.success_percent) && rule.error_percent <= 100;
+    if !new.groups.iter().all(percents) {
+        return Err(RolloutError::Invalid(
+            "success_percent must be 1 to 100, error_percent 0 to 100",
+        ));
+    }
+    let bundle = publish::get_bundle(db, &new.model, new.version).await?;
+    db.write(move |conn| {
+        let mut chosen = devices::store::list(conn)?;
+        chosen.retain(|device| new.selector.matches(&device.labels));
+        let id = store::next_id(conn)?;
+        let groups = plan::groups(id, &new.groups, chosen)?;
+        let rollout = Rollout {
+            id,
+            model: bundle.model,
+            version: bundle.version,
+            target: bundle.target,
+            index: bundle.index,
+            probation_ms: probation_ms as u32,
+            silent_after_ms,
+            selector: new.selector,
+            state: if new.start {
+                RolloutState::Ready
+            } else {
+                RolloutState::Draft
+            },
+            reason: String::new(),
+            groups,
+            created_at_ms: now_ms,
+            ended_at_ms: None,
+        };
+        if new.start {
+            check_overlap(conn, &rollout)?;
+        }
+        store::insert(conn, &rollout)?;
+        Ok(rollout)
+    })
+    .await
+}
+
+fn check_overlap(conn: &Connection, rollout: &Rollout) -> Result<(), RolloutError> {
+    let mine: BTreeSet<&DeviceId> = rollout.devices().map(|progress| &progress.device).collect();
+    for other in store::under_way(conn)? {
+        if other.id == rollout.id || other.model != rollout.model {
+            continue;
+        }
+        if let Some(common) = other.devices().find(|progress| mine.contains(&progress.device)) {
+            return Err(RolloutError::Overlap {
+                other: other.id,
+                device: common.device.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// All rollouts, the newest first.
+///
+/// # Errors
+/// The database's.
+pub async fn list(db: &Db) -> Result<Vec<Rollout>, DbError> {
+    db.read(store::list).await
+}
+
+/// One rollout.
+///
+/// # Errors
+/// [`RolloutError::NotFound`], or the database's.
+pub async fn get(db: &Db, id: RolloutId) -> Result<Rollout, RolloutError> {
+    db.read(move |conn| require(conn, id)).await
+}
+
+fn require(conn: &Connection, id: RolloutId) -> Result<Rollout, RolloutError> {
+    store::get(conn, id)?.ok_or(RolloutError::NotFound(id))
+}
+
+/// Holds a rollout: no further devices are told; those under way go on.
+///
+/// # Errors
+/// [`RolloutError`]; nothing has changed then.
+pub async fn pause(db: &Db, id: RolloutId) -> Result<Rollout, RolloutError> {
+    change(db, id, "paused", |rollout| match rollout.state {
+        RolloutState::Ready | RolloutState::Running => {
+            rollout.state = RolloutState::Paused;
+            rollout.reason = "paused by an operator".to_owned();
+            true
+        }
+        RolloutState::Paused => true,
+        _ => false,
+    })
+    .await
+}
+
+/// Starts a draft, or goes on with a paused rollout. A group that could prove nothing counts as accepted by that.
+///
+/// # Errors
+/// [`RolloutError`]; nothing has changed then.
+pub async fn resume(db: &Db, id: RolloutId) -> Result<Rollout, RolloutError> {
+    change(db, id, "resumed", |rollout| match rollout.state {
+        RolloutState::Draft => {
+            rollout.state = RolloutState::Ready;
+            true
+        }
+        RolloutState::Paused => {
+            plan::accept_inconclusive(rollout);
+            rollout.state = RolloutState::Running;
+            rollout.reason = String::new();
+            true
+        }
+        RolloutState::Ready | RolloutState::Running => true,
+        _ => false,
+    })
+    .await
+}
+
+/// Stops a rollout: devices that have not finished return to what they ran.
+///
+/// # Errors
+/// [`RolloutError`]; nothing has changed then.
+pub async fn abort(db: &Db, id: RolloutId) -> Result<Rollout, RolloutError> {
+    change(db, id, "aborted", |rollout| match rollout.state {
+        RolloutState::Draft | RolloutState::Ready | RolloutState::Running | RolloutState::Paused => {
+            rollout.state = RolloutState::Stopping;
+            rollout.reason = "aborted by an operator".to_owned();
+            true
+        }
+        RolloutState::Stopping | RolloutState::Stopped => true,
+        RolloutState::Finished => false,
+    })
+    .await
+}
+
+async fn change(
+    db: &Db,
+    id: RolloutId,
+    wanted: &'static str,
+    change: impl FnOnce(&mut Rollout) -> bool + Send + 'static,
+) -> Result<Rollout, RolloutError> {
+    db.write(move |conn| {
+        let mut rollout = require(conn, id)?;
+        let before = rollout.state;
+        if !change(&mut rollout) {
+            return Err(RolloutError::State {
+                id,
+                state: before,
+                wanted,
+            });
+        }
+        if before == RolloutState::Draft && rollout.state == RolloutState::Ready {
+            check_overlap(conn, &rollout)?;
+        }
+        store::update(conn, &rollout)?;
+        Ok(rollout)
+    })
+    .await
+}
+
+/// The rollouts that are under way.
+///
+/// # Errors
+/// The database's.
+pub async fn under_way(db: &Db) -> Result<Vec<RolloutId>, DbError> {
+    db.read(store::under_way_ids).await
+}
+
+/// Looks at what a rollout's devices have reported and does what follows. May be repeated at any time.
+///
+/// # Errors
+/// [`RolloutError::NotFound`], or the database's; nothing has changed then.
+pub async fn evaluate(db: &Db, id: RolloutId, now_ms: u64) -> Result<Evaluated, RolloutError> {
+    db.write(move |conn| {
+        let before = require(conn, id)?;
+        let mut after = before.clone();
+        let mut next_look_at_ms = None;
+        for progress in after.groups.iter_mut().flat_map(|group| &mut group.devices) {
+            // A device that was removed stays as it was.
+            if let Some(device) = devices::store::get(conn, &progress.device)? {
+                let silent_at_ms = plan::observe(&before, progress, &device, now_ms);
+                next_look_at_ms = silent_at_ms.into_iter().chain(next_look_at_ms).min();
+            }
+        }
+        let actions = plan::decide(&mut after, now_ms);
+        for action in &actions {
+            act(conn, &mut after, action, now_ms)?;
+        }
+        if after != before {
+            store::update(conn, &after)?;
+        }
+        Ok(Evaluated {
+            changed: after != before,
+            assigned: !actions.is_empty(),
+            next_look_at_ms,
+        })
+    })
+    .await
+}
+
+fn act(conn: &Connection, rollout: &mut Rollout, action: &plan::Action, now_ms: u64) -> Result<(), RolloutError> {
+    let (assignment, model) = (rollout.assignment(), rollout.model.clone());
+    let (plan::Action::Assign(id) | plan::Action::Revert(id)) = action;
+    let progress = rollout
+        .groups
+        .iter_mut()
+        .flat_map(|group| &mut group.devices)
+        .find(|progress| progress.device == *id);
+    let Some(progress) = progress else { return Ok(()) };
+    match action {
+        plan::Action::Assign(id) => {
+            let device = devices::store::get(conn, id)?.ok_or_else(|| DeviceError::NotFound(id.clone()))?;
+            let previous = device.desired.into_iter().find(|other| other.model == model);
+            let generation = devices::store::set_assignment(conn, id, assignment)?;
+            progress.detail.assigned = Some(Assigned {
+                generation,
+                at_ms: now_ms,
+                previous,
+            });
+        }
+        plan::Action::Revert(id) => {
+            let previous = progress.detail.assigned.as_ref().and_then(|a| a.previous.clone());
+            let generation = match previous {
+                Some(previous) => devices::store::set_assignment(conn, id, previous)?,
+                None => devices::store::remove_assignment(conn, id, &model)?,
+            };
+            progress.detail.reverted = Some(Reverted {
+                generation,
+                at_ms: now_ms,
+            });
+        }
+    }
+    Ok(())
+}
