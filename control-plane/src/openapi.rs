@@ -73,6 +73,24 @@ pub(crate) enum Slot {
     Previous,
 }
 
+/// The bundle that a device should run for one model.
+#[derive(ToSchema)]
+pub(crate) struct BundleAssignment {
+    /// The registered model.
+    model: String,
+    /// Its version.
+    version: u64,
+    /// The TUF target that holds the bundle's chunk index.
+    target: String,
+    /// The digest of that chunk index.
+    index: String,
+    /// The rollout that asked for it.
+    #[schema(nullable = false)]
+    rollout: Option<u64>,
+    /// How long the new version serves on probation.
+    probation_ms: u32,
+}
+
 /// How an update of a device ended.
 #[derive(ToSchema)]
 pub(crate) struct Outcome {

@@ -7,6 +7,7 @@ use axum::{
     body::Body,
     http::{HeaderMap, Request, StatusCode, header},
 };
+use rusqlite::{Connection, params};
 use skerry_shared::digest::Digest;
 use tempfile::TempDir;
 use tower::ServiceExt;
@@ -15,6 +16,7 @@ use crate::{
     app::{self, Server},
     cli::keys,
     config::{Config, Mqtt},
+    db::DbError,
     devices::{self, Enrolment},
 };
 
@@ -107,5 +109,25 @@ impl TestServer {
             secret_hash: Digest::of(b"password"),
         };
         devices::enroll(core, enrolment, now).await.unwrap();
+    }
+
+    /// Makes a model version with a published bundle. No device could fetch it.
+    pub(crate) async fn publish(&self, model: &str, version: u64) {
+        let digest = Digest::of(format!("{model} {version}").as_bytes()).to_string();
+        let (model, version) = (model.to_owned(), version as i64);
+        let insert = move |conn: &Connection| -> Result<(), DbError> {
+            conn.execute("INSERT OR IGNORE INTO models VALUES (?1, '', '{}', 0)", [&model])?;
+            conn.execute(
+                "INSERT INTO model_versions VALUES (?1, ?2, ?3, 1048576, NULL, '', '{}',
+                    '[{\"name\":\"window\",\"datatype\":\"FP32\",\"shape\":[-1,3]}]', '[]', 0)",
+                params![model, version, digest],
+            )?;
+            conn.execute(
+                "INSERT INTO bundles VALUES (?1, ?2, 'a target', ?3, 900, 2000000, 1500000, 0)",
+                params![model, version, digest],
+            )?;
+            Ok(())
+        };
+        self.server.app().core.write(insert).await.unwrap();
     }
 }

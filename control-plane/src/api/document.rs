@@ -45,6 +45,7 @@ pub(super) fn empty() -> OpenApi {
         ("devices", "Devices and their enrolment"),
         ("models", "The model registry"),
         ("bundles", "Signed bundles, their content and the TUF metadata"),
+        ("rollouts", "Bringing a bundle to devices, group by group"),
         ("system", "The control plane itself"),
     ];
     let tag = |(name, text)| TagBuilder::new().name(name).description(Some(text)).build();

@@ -49,7 +49,7 @@ fn documented(app: &Arc<App>) -> OpenApiRouter<Arc<App>> {
         .merge(devices::routes())
         .merge(models::routes(upload_limit))
         .merge(bundles::routes(upload_limit))
-        .merge(rollouts::routes().into())
+        .merge(rollouts::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(app), auth::require_token));
     document::require_token(protected.get_openapi_mut());
     let open = OpenApiRouter::default()

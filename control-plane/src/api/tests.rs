@@ -1,6 +1,6 @@
 //! What the API promises as a whole: its document, and its answers to calls that are not understood.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::{
     body::Body,
@@ -62,6 +62,9 @@ async fn the_document_names_every_call() {
         "GET /api/v1/models/{name}",
         "GET /api/v1/models/{name}/versions/{version}",
         "GET /api/v1/models/{name}/versions/{version}/onnx",
+        "GET /api/v1/rollouts",
+        "GET /api/v1/rollouts/{id}",
+        "GET /api/v1/rollouts/{id}/events",
         "GET /api/v1/tuf/targets.json",
         "GET /tuf/{file}",
         "PATCH /api/v1/devices/{id}",
@@ -70,6 +73,10 @@ async fn the_document_names_every_call() {
         "POST /api/v1/enroll",
         "POST /api/v1/models",
         "POST /api/v1/models/{name}/versions",
+        "POST /api/v1/rollouts",
+        "POST /api/v1/rollouts/{id}/abort",
+        "POST /api/v1/rollouts/{id}/pause",
+        "POST /api/v1/rollouts/{id}/resume",
         "PUT /api/v1/blobs/{digest}",
         "PUT /api/v1/models/{name}/aliases/{alias}",
         "PUT /api/v1/models/{name}/versions/{version}/tags/{key}",
@@ -153,29 +160,52 @@ fn references(value: &Value) -> Vec<&str> {
     }
 }
 
-/// The members that a schema requires are there, and no others than it knows.
-fn assert_fits(document: &Value, schema: &Value, value: &Value, place: &str) {
-    let schema = match schema["$ref"].as_str() {
+/// An object's members and those that must be there, with everything that `allOf` adds.
+fn members<'a>(document: &'a Value, schema: &'a Value) -> (BTreeMap<&'a str, &'a Value>, BTreeSet<&'a str>) {
+    let schema = resolve(document, schema);
+    let (mut properties, mut required) = (BTreeMap::new(), BTreeSet::new());
+    for part in schema["allOf"].as_array().into_iter().flatten() {
+        let (more, must) = members(document, part);
+        properties.extend(more);
+        required.extend(must);
+    }
+    let own = schema["properties"].as_object().into_iter().flatten();
+    properties.extend(own.map(|(name, schema)| (name.as_str(), schema)));
+    required.extend(
+        schema["required"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str),
+    );
+    (properties, required)
+}
+
+fn resolve<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
+    match schema["$ref"].as_str() {
         Some(reference) => document.pointer(reference.strip_prefix('#').unwrap()).unwrap(),
         None => schema,
-    };
+    }
+}
+
+/// The value has the members that its schema requires, and none that it does not know.
+fn assert_fits(document: &Value, schema: &Value, value: &Value, place: &str) {
+    let schema = resolve(document, schema);
     if let Some(choices) = schema["oneOf"].as_array() {
         let choice = choices
             .iter()
             .find(|choice| (choice["type"] == "null") == value.is_null());
         return assert_fits(document, choice.unwrap(), value, place);
     }
+    let (properties, required) = members(document, schema);
     match value {
-        Value::Object(members) if schema["properties"].is_object() => {
-            for required in schema["required"].as_array().into_iter().flatten() {
-                assert!(
-                    members.contains_key(required.as_str().unwrap()),
-                    "{place}: no {required}"
-                );
+        Value::Object(found) if !properties.is_empty() => {
+            for name in required {
+                assert!(found.contains_key(name), "{place}: no {name}");
             }
-            for (name, member) in members {
-                let schema = &schema["properties"][name];
-                assert!(schema.is_object(), "{place}: {name} is not documented");
+            for (name, member) in found {
+                let schema = properties.get(name.as_str());
+                let schema = schema.unwrap_or_else(|| panic!("{place}: {name} is not documented"));
                 assert_fits(document, schema, member, &format!("{place}.{name}"));
             }
         }
@@ -253,6 +283,26 @@ async fn a_model_and_a_token_are_answered_as_documented() {
         assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.body);
         let schema = &document["paths"][path]["post"]["responses"]["201"]["content"]["application/json"]["schema"];
         assert_fits(&document, schema, &answer.json(), path);
+    }
+}
+
+#[tokio::test]
+async fn a_rollout_and_a_bundle_are_answered_as_documented() {
+    let server = TestServer::start().await;
+    let document = document(&server).await;
+    server.enroll("dev-1", &[]).await;
+    server.publish("motion", 2).await;
+    let body = json!({"model": "motion", "version": 2, "groups": [{"size": "1"}]});
+    let rollout = server.api("POST", "/api/v1/rollouts", body.to_string()).await;
+    assert_eq!(rollout.status, StatusCode::CREATED, "{}", rollout.body);
+    for (path, found) in [
+        ("/api/v1/rollouts", "/api/v1/rollouts"),
+        ("/api/v1/rollouts/{id}", "/api/v1/rollouts/1"),
+        ("/api/v1/bundles", "/api/v1/bundles"),
+        ("/api/v1/models/{name}", "/api/v1/models/motion"),
+    ] {
+        let schema = &document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"];
+        assert_fits(&document, schema, &server.api("GET", found, "").await.json(), path);
     }
 }
 
