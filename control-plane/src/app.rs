@@ -27,6 +27,7 @@ use crate::{
     mqtt, publish, rollouts,
     signing::online::OnlineKeys,
     transfer::Transfer,
+    web,
 };
 
 pub(crate) const CORE_MIGRATIONS: &[Migration] = &[
@@ -259,7 +260,7 @@ impl Server {
 
 /// All routes: the API, and the console for the rest.
 pub(crate) fn router(app: &Arc<App>) -> axum::Router {
-    api::router(Arc::clone(app)).fallback(api::unknown)
+    api::router(Arc::clone(app)).merge(web::router(Arc::clone(app)))
 }
 
 async fn renew_metadata(app: Arc<App>, shutdown: CancellationToken) {

@@ -22,6 +22,7 @@ pub mod app;
 
 mod api;
 mod mqtt;
+mod web;
 
 pub mod cli;
 

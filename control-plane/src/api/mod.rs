@@ -62,8 +62,7 @@ fn documented(app: &Arc<App>) -> OpenApiRouter<Arc<App>> {
     all
 }
 
-/// Answers for an address that nobody knows.
-pub(crate) async fn unknown() -> Problem {
+async fn unknown() -> Problem {
     Problem::not_found("there is nothing at this address")
 }
 
