@@ -2,7 +2,7 @@
 // Without it the page is whole, and reloads itself.
 "use strict";
 
-const PAUSE_MS = 250; // at most four copies a second
+const PAUSE_MS = 250; // at most four copies a second, and as much rest as work for a large fleet
 const RETRY_MS = 3000;
 const live = document.getElementById("live");
 const light = document.getElementById("stream");
@@ -49,6 +49,7 @@ async function refresh() {
   }
   fetching = true;
   stale = false;
+  const begun = performance.now();
   try {
     const answer = await fetch(location.href, { headers: { accept: "text/html" }, cache: "no-store" });
     if (answer.redirected) {
@@ -66,7 +67,7 @@ async function refresh() {
   } catch {
     stale = true; // the stream's own failure shows in the light, and its return refreshes
   }
-  await new Promise((done) => setTimeout(done, PAUSE_MS));
+  await new Promise((done) => setTimeout(done, Math.max(PAUSE_MS, performance.now() - begun)));
   fetching = false;
   if (stale && source && source.readyState === EventSource.OPEN) refresh();
 }

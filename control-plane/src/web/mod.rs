@@ -14,7 +14,6 @@ mod sign_in;
 #[allow(clippy::unwrap_used)]
 mod tests;
 mod view;
-mod view_rollout;
 
 use std::sync::Arc;
 

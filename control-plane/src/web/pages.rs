@@ -14,7 +14,10 @@ use serde::Deserialize;
 use super::{
     Console, PageError, page,
     session::Session,
-    view::{self, DeviceView, FleetView, ModelView, Wanted},
+    view::{
+        device::{DeviceView, FleetView, Wanted},
+        model::{ModelView, model_views},
+    },
 };
 use crate::{
     app::now_ms,
@@ -111,6 +114,6 @@ pub(super) async fn models(
     let (models, bundles) = (registry::list(core).await?, publish::list(core).await?);
     let devices = devices::list(core, &Selector::default()).await?;
     let frame = Frame::new("models", "model bundle device", session);
-    let models = view::model_views(models, &bundles, &devices, frame.now_ms);
+    let models = model_views(models, &bundles, &devices, frame.now_ms);
     page(&ModelsPage { frame, models })
 }

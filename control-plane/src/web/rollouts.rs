@@ -14,7 +14,7 @@ use super::{
     pages::Frame,
     session::Session,
     sign_in::{CsrfForm, check_form},
-    view_rollout::{RolloutRow, RolloutView},
+    view::rollout::{RolloutRow, RolloutView},
 };
 use crate::{
     app::Change,

@@ -1,10 +1,10 @@
-//! What the templates show of rollouts. See [`super::view`].
+//! What the pages of rollouts show.
 
 use std::collections::BTreeMap;
 
 use skerry_shared::{desired::UpdateStatus, id::DeviceId};
 
-use super::view::{ErrorView, Moment, Progress, Status, status};
+use super::{ErrorView, Moment, Progress, Status, status};
 use crate::{
     cli::output::bytes,
     devices::Device,
@@ -12,19 +12,19 @@ use crate::{
 };
 
 /// A rollout as the list shows it.
-pub(super) struct RolloutRow {
-    pub(super) id: u64,
-    pub(super) model: String,
-    pub(super) version: u64,
-    pub(super) state: Status,
-    pub(super) reason: String,
-    pub(super) bar: Bar,
-    pub(super) created: Moment,
+pub(in crate::web) struct RolloutRow {
+    pub(in crate::web) id: u64,
+    pub(in crate::web) model: String,
+    pub(in crate::web) version: u64,
+    pub(in crate::web) state: Status,
+    pub(in crate::web) reason: String,
+    pub(in crate::web) bar: Bar,
+    pub(in crate::web) created: Moment,
 }
 
 impl RolloutRow {
     /// The row of a rollout.
-    pub(super) fn new(rollout: &Rollout, now_ms: u64) -> RolloutRow {
+    pub(in crate::web) fn new(rollout: &Rollout, now_ms: u64) -> RolloutRow {
         RolloutRow {
             id: rollout.id.0,
             model: rollout.model.to_string(),
@@ -38,64 +38,60 @@ impl RolloutRow {
 }
 
 /// The page of one rollout.
-pub(super) struct RolloutView {
-    pub(super) row: RolloutRow,
-    pub(super) selector: String,
-    pub(super) probation: String,
-    pub(super) silent_after: String,
-    pub(super) ended: Option<Moment>,
-    pub(super) can_pause: bool,
-    pub(super) resume: Option<&'static str>,
-    pub(super) can_abort: bool,
-    pub(super) groups: Vec<GroupView>,
+pub(in crate::web) struct RolloutView {
+    pub(in crate::web) row: RolloutRow,
+    pub(in crate::web) selector: String,
+    pub(in crate::web) probation: String,
+    pub(in crate::web) silent_after: String,
+    pub(in crate::web) ended: Option<Moment>,
+    pub(in crate::web) can_pause: bool,
+    pub(in crate::web) resume: Option<&'static str>,
+    pub(in crate::web) can_abort: bool,
+    pub(in crate::web) groups: Vec<GroupView>,
 }
 
 /// A deployment group.
-pub(super) struct GroupView {
-    pub(super) name: String,
-    pub(super) rule: String,
-    pub(super) accepted: bool,
-    pub(super) bar: Bar,
-    pub(super) devices: Vec<ProgressRow>,
+pub(in crate::web) struct GroupView {
+    pub(in crate::web) name: String,
+    pub(in crate::web) rule: String,
+    pub(in crate::web) accepted: bool,
+    pub(in crate::web) bar: Bar,
+    pub(in crate::web) devices: Vec<ProgressRow>,
 }
 
 /// A device in a rollout.
-pub(super) struct ProgressRow {
-    pub(super) device: String,
-    pub(super) state: Status,
-    pub(super) progress: Option<Progress>,
-    pub(super) error: Option<ErrorView>,
-    pub(super) wire: String,
-    pub(super) resumed_downloads: u32,
-    pub(super) took: String,
+pub(in crate::web) struct ProgressRow {
+    pub(in crate::web) device: String,
+    pub(in crate::web) state: Status,
+    pub(in crate::web) progress: Option<Progress>,
+    pub(in crate::web) error: Option<ErrorView>,
+    pub(in crate::web) wire: String,
+    pub(in crate::web) resumed_downloads: u32,
+    pub(in crate::web) took: String,
 }
 
 impl RolloutView {
     /// The page of a rollout. `devices` may be more than those of the rollout.
-    pub(super) fn new(rollout: &Rollout, devices: &[Device], now_ms: u64) -> RolloutView {
-        let for_this = |device: &'_ &Device| {
-            let update = device.reported.as_ref().map(|reported| &reported.update);
-            update.is_some_and(|update| update.rollout == Some(rollout.id))
-        };
-        let updates: BTreeMap<&DeviceId, &UpdateStatus> = devices
-            .iter()
-            .filter(for_this)
-            .filter_map(|device| Some((&device.id, &device.reported.as_ref()?.update)))
-            .collect();
-        use RolloutState::{Draft, Finished, Paused, Ready, Running, Stopped, Stopping};
+    pub(in crate::web) fn new(rollout: &Rollout, devices: &[Device], now_ms: u64) -> RolloutView {
+        // What a device does for another rollout says nothing about this one.
+        let updates = devices.iter().filter_map(|device| {
+            let update = &device.reported.as_ref()?.update;
+            (update.rollout == Some(rollout.id)).then_some((&device.id, update))
+        });
+        let updates = updates.collect();
         RolloutView {
             row: RolloutRow::new(rollout, now_ms),
             selector: String::from(rollout.selector.clone()),
             probation: duration(u64::from(rollout.probation_ms)),
             silent_after: duration(rollout.silent_after_ms),
             ended: rollout.ended_at_ms.map(|at| Moment::new(at, now_ms)),
-            can_pause: matches!(rollout.state, Ready | Running),
+            can_pause: matches!(rollout.state, RolloutState::Ready | RolloutState::Running),
             resume: match rollout.state {
-                Draft => Some("Start"),
-                Paused => Some("Resume"),
-                Ready | Running | Finished | Stopping | Stopped => None,
+                RolloutState::Draft => Some("Start"),
+                RolloutState::Paused => Some("Resume"),
+                _ => None,
             },
-            can_abort: matches!(rollout.state, Draft | Ready | Running | Paused),
+            can_abort: !rollout.state.is_over() && rollout.state != RolloutState::Stopping,
             groups: rollout
                 .groups
                 .iter()
@@ -111,8 +107,8 @@ impl GroupView {
         GroupView {
             name: group.name.clone(),
             rule: format!(
-                "Size {}. Passes when {} % succeed, stops the rollout when more than {} % fail.",
-                rule.size, rule.success_percent, rule.error_percent
+                "Passes when {} % succeed; the rollout stops when more than {} % fail.",
+                rule.success_percent, rule.error_percent
             ),
             accepted: group.accepted,
             bar: Bar::new(group.devices.iter()),
@@ -151,23 +147,23 @@ impl ProgressRow {
 
 /// How many devices are in which state, as a bar of equal parts.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Bar {
-    pub(super) total: usize,
-    pub(super) segments: Vec<Segment>,
-    pub(super) text: String,
+pub(in crate::web) struct Bar {
+    pub(in crate::web) total: usize,
+    pub(in crate::web) segments: Vec<Segment>,
+    pub(in crate::web) text: String,
 }
 
 /// A run of devices that look the same.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Segment {
-    pub(super) start: usize,
-    pub(super) len: usize,
-    pub(super) tone: &'static str,
+pub(in crate::web) struct Segment {
+    pub(in crate::web) start: usize,
+    pub(in crate::web) len: usize,
+    pub(in crate::web) tone: &'static str,
 }
 
 impl Bar {
     /// The bar of these devices: what is done first, what is to do last.
-    pub(super) fn new<'a>(devices: impl Iterator<Item = &'a DeviceProgress>) -> Bar {
+    pub(in crate::web) fn new<'a>(devices: impl Iterator<Item = &'a DeviceProgress>) -> Bar {
         const ORDER: [DeviceState; 8] = [
             DeviceState::Succeeded,
             DeviceState::Probation,
@@ -236,5 +232,40 @@ fn duration(ms: u64) -> String {
         10_000..=119_999 => format!("{} s", ms / 1000),
         120_000..=7_199_999 => format!("{} min", ms / 60_000),
         _ => format!("{} h", ms / 3_600_000),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::rollouts::Detail;
+
+    #[test]
+    fn a_bar_counts_every_device_once_and_joins_what_looks_the_same() {
+        use DeviceState::{Failed, Installing, Pending, Probation, RolledBack, Succeeded};
+        let states = [Pending, Installing, Succeeded, Failed, Succeeded, RolledBack, Probation];
+        let devices: Vec<DeviceProgress> = states
+            .into_iter()
+            .map(|state| DeviceProgress {
+                device: "dev-1".parse().unwrap(),
+                state,
+                detail: Detail::default(),
+            })
+            .collect();
+        let bar = Bar::new(devices.iter());
+        assert_eq!(
+            bar.text,
+            "2 succeeded, 1 probation, 1 installing, 1 failed, 1 rolled back, 1 pending"
+        );
+        let parts: Vec<_> = bar.segments.iter().map(|s| (s.tone, s.start, s.len)).collect();
+        assert_eq!(parts, [("ok", 0, 2), ("busy", 2, 2), ("bad", 4, 2), ("idle", 6, 1)]);
+        assert_eq!(bar.total, devices.len());
+    }
+
+    #[test]
+    fn a_duration_has_the_unit_that_reads_well() {
+        let texts = [1_300, 18_400, 600_000, 86_400_000].map(duration);
+        assert_eq!(texts, ["1.3 s", "18 s", "10 min", "24 h"]);
     }
 }
