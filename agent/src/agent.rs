@@ -19,7 +19,10 @@ use skerry_shared::{
     schema::Envelope,
     topic::Channel,
 };
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::mpsc,
+    task::{JoinHandle, block_in_place},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -32,7 +35,7 @@ use crate::{
     serve,
     serving::{Serving, ServingModel},
     store::Store,
-    update::{Effect, Event, Job, State, next_job, step},
+    update::{Effect, Event, Job, State, effect_of, next_job, step},
     verify::{self, Trust, VerifyError},
 };
 
@@ -45,7 +48,7 @@ pub(crate) struct Options {
 
 /// How often probation is looked at.
 const WATCH_EVERY: Duration = Duration::from_millis(50);
-/// Wait before a failed look for metadata is repeated; a desired state that comes meanwhile is looked at anyway.
+/// How often the progress of a download is reported.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 fn now_ms() -> u64 {
@@ -179,7 +182,8 @@ impl Agent {
                 done = async { match running { Some(task) => task.await, None => std::future::pending().await } } => {
                     self.running = None;
                     match done {
-                        Ok((worker, event)) => {
+                        Ok((mut worker, event)) => {
+                            self.keep_floors(worker.floors.take());
                             self.worker = Some(worker);
                             self.turn(event);
                         }
@@ -193,6 +197,10 @@ impl Agent {
                     None => return,
                 },
                 _ = tick.tick() => {
+                    // A state that could not be written, on a full disk for example, is tried again.
+                    if self.running.is_none() && self.keeper.get().update != State::Idle {
+                        self.begin(effect_of(&self.keeper.get().update));
+                    }
                     let have = self.progress.have.load(Ordering::Relaxed);
                     if have != last_progress {
                         last_progress = have;
@@ -204,17 +212,22 @@ impl Agent {
         }
     }
 
+    /// The metadata versions that must never go back are kept apart from the metadata files.
+    fn keep_floors(&mut self, risen: Option<skerry_tuf::VersionFloors>) {
+        if let Some(floors) = risen
+            && let Err(error) = self.keeper.change(|record| record.floors = floors)
+        {
+            log_disk(error);
+        }
+    }
+
     /// One turn of the machine: the next state is on disk before its effect starts.
     fn turn(&mut self, event: Event) {
         let before = self.keeper.get().update.clone();
         let (next, effect) = step(before, event);
         if let Err(error) = self.keeper.change(|record| record.update = next) {
-            // The state stays: the same effect runs again after the next event or start.
-            tracing::error!(
-                error = format!("{:#}", anyhow::Error::new(error)),
-                "cannot write the state"
-            );
-            return;
+            // The state stays: the same effect runs again at the next tick.
+            return log_disk(error);
         }
         self.report();
         if self.running.is_none() {
@@ -237,8 +250,8 @@ impl Agent {
                 let event = self.write_failure(&job, error, rolled_back);
                 self.turn(event);
             }
-            Effect::Sync(job) => self.spawn(job, Work::Sync),
-            Effect::Download(job) => self.spawn(job, Work::Download),
+            Effect::Sync(job) => self.spawn(job, Work::Fetch(Fetch::Metadata)),
+            Effect::Download(job) => self.spawn(job, Work::Fetch(Fetch::Bundle)),
             Effect::Verify(job) => self.spawn(job, Work::Verify),
             Effect::Install(job) => self.spawn(job, Work::Install),
             Effect::Watch(job) => self.spawn(job, Work::Watch),
@@ -260,7 +273,6 @@ impl Agent {
 
     /// Idle: drop what is not wanted any more, clean up, take the next job.
     fn look_for_work(&mut self) {
-        let floors = self.worker.as_mut().and_then(|worker| worker.floors.take());
         let desired = self.keeper.get().desired.clone();
         let Some(desired) = desired else { return };
         let wanted = |model: &ModelName| desired.bundles.iter().any(|assignment| assignment.model == *model);
@@ -272,15 +284,11 @@ impl Agent {
             .filter(|model| !wanted(model))
             .cloned()
             .collect();
-        let changed = self.keeper.change(|record| {
-            record.slots.retain(|model, _| wanted(model));
-            if let Some(floors) = floors {
-                record.floors = floors;
-            }
-        });
+        let changed = self
+            .keeper
+            .change(|record| record.slots.retain(|model, _| wanted(model)));
         if let Err(error) = changed {
-            tracing::error!(%error, "cannot write the state");
-            return;
+            return log_disk(error);
         }
         for model in dropped {
             self.serving.remove(&model);
@@ -320,8 +328,7 @@ impl Agent {
         tracing::info!(generation = desired.generation.0, "a new desired state");
         self.refused = None;
         if let Err(error) = self.accept(desired) {
-            tracing::error!(%error, "cannot write the desired state");
-            return;
+            return log_disk(error);
         }
         let still_wanted = self.keeper.get().update.job().is_some_and(|job| {
             let desired = self.keeper.get().desired.as_ref();
@@ -414,11 +421,24 @@ impl Agent {
     }
 }
 
+fn log_disk(error: DiskError) {
+    tracing::error!(
+        error = format!("{:#}", anyhow::Error::new(error)),
+        "cannot write the state"
+    );
+}
+
+/// What comes over the link.
+#[derive(Clone, Copy, Debug)]
+enum Fetch {
+    Metadata,
+    Bundle,
+}
+
 /// What a worker is asked to do.
 #[derive(Clone, Copy, Debug)]
 enum Work {
-    Sync,
-    Download,
+    Fetch(Fetch),
     Verify,
     Install,
     Watch,
@@ -447,12 +467,11 @@ impl Worker {
     ) -> Event {
         let done = async {
             match work {
-                Work::Sync => self.sync(job, record).await,
-                Work::Download => self.download(job, record).await,
-                Work::Verify => self.verified(job).map(|_| ()).map_err(|error| error.report()),
-                Work::Install => self.install(job),
+                Work::Fetch(fetch) => self.fetch_patiently(fetch, job, record).await,
+                Work::Verify => block_in_place(|| self.verified(job).map(|_| ()).map_err(|error| error.report())),
+                Work::Install => block_in_place(|| self.install(job)),
                 Work::Watch => self.watch(job).await,
-                Work::RollBack => self.roll_back(job, record),
+                Work::RollBack => block_in_place(|| self.roll_back(job, record)),
             }
         };
         tokio::select! {
@@ -464,39 +483,43 @@ impl Worker {
         }
     }
 
-    async fn sync(&mut self, job: &Job, record: &crate::record::Record) -> Result<(), ReportedError> {
+    /// Repeats what stalled: a device that is cut off for days goes on where it was.
+    async fn fetch_patiently(
+        &mut self,
+        fetch: Fetch,
+        job: &Job,
+        record: &crate::record::Record,
+    ) -> Result<(), ReportedError> {
+        loop {
+            let before = self.fetcher.wire_bytes;
+            let result = match fetch {
+                Fetch::Metadata => self.sync(job, record).await,
+                Fetch::Bundle => self.download(job, record).await,
+            };
+            let received = self.fetcher.wire_bytes - before;
+            self.progress.wire.fetch_add(received, Ordering::Relaxed);
+            match result {
+                Err(error) if error.is_stalled() => tracing::warn!(%error, "nothing comes from the control plane"),
+                result => return result.map_err(|error| error.report()),
+            }
+        }
+    }
+
+    async fn sync(&mut self, job: &Job, record: &crate::record::Record) -> Result<(), VerifyError> {
         let now = now_ms().max(record.time_floor_ms);
-        let before = self.fetcher.wire_bytes;
-        let result = async {
-            let mut floors = None;
-            let refreshed = self.trust.refresh(&mut self.fetcher, now, |risen| {
-                floors = Some(risen);
-                Ok(())
-            });
-            let refreshed = refreshed.await;
-            self.floors = floors.or(self.floors.take());
-            refreshed?;
-            let bytes = self.trust.fetch_index(&mut self.fetcher, &job.assignment, now).await?;
-            self.store.put_index(job.assignment.index, &bytes)?;
-            Ok::<(), VerifyError>(())
-        };
-        let result = result.await;
-        self.progress
-            .wire
-            .fetch_add(self.fetcher.wire_bytes - before, Ordering::Relaxed);
-        result.map_err(|error| error.report())
+        let mut floors = None;
+        let refreshed = self.trust.refresh(&mut self.fetcher, now, |risen| {
+            floors = Some(risen);
+            Ok(())
+        });
+        let refreshed = refreshed.await;
+        self.floors = floors.or(self.floors.take());
+        refreshed?;
+        let bytes = self.trust.fetch_index(&mut self.fetcher, &job.assignment, now).await?;
+        Ok(self.store.put_index(job.assignment.index, &bytes)?)
     }
 
-    async fn download(&mut self, job: &Job, record: &crate::record::Record) -> Result<(), ReportedError> {
-        let before = self.fetcher.wire_bytes;
-        let result = self.fetch_files(job, record).await;
-        self.progress
-            .wire
-            .fetch_add(self.fetcher.wire_bytes - before, Ordering::Relaxed);
-        result.map_err(|error| error.report())
-    }
-
-    async fn fetch_files(&mut self, job: &Job, record: &crate::record::Record) -> Result<(), VerifyError> {
+    async fn download(&mut self, job: &Job, record: &crate::record::Record) -> Result<(), VerifyError> {
         let digest = job.assignment.index;
         let index = self
             .store
@@ -529,7 +552,7 @@ impl Worker {
         files: &[&skerry_shared::chunk::FileEntry],
         sources: &crate::store::Sources,
     ) -> Result<(), VerifyError> {
-        let missing = self.store.missing_chunks(index, files, sources)?;
+        let missing = block_in_place(|| self.store.missing_chunks(index, files, sources))?;
         let lacking: u64 = missing
             .iter()
             .map(|part| u64::from(index.chunks()[*part as usize].raw_len))
@@ -544,12 +567,14 @@ impl Worker {
                 store.stage(chunk.raw, raw)
             })
             .await?;
-        for file in files {
-            if !self.store.assemble(index, file)? {
-                return Err(VerifyError::File(file.name.to_string()));
+        block_in_place(|| {
+            for file in files {
+                if !self.store.assemble(index, file)? {
+                    return Err(VerifyError::File(file.name.to_string()));
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn verified(&self, job: &Job) -> Result<verify::VerifiedBundle, VerifyError> {
@@ -607,7 +632,7 @@ impl Worker {
             Some(model) if model.version == job.assignment.version => model,
             // The agent started anew while it was on probation.
             _ => {
-                self.install(job)?;
+                block_in_place(|| self.install(job))?;
                 self.serving.get(&job.assignment.model).ok_or_else(|| ReportedError {
                     code: "load".to_owned(),
                     message: "the candidate does not serve".to_owned(),

@@ -4,12 +4,13 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
+use skerry_shared::digest::{Digest, Hasher};
 
 /// Why a disk call failed.
 #[derive(Debug, thiserror::Error)]
@@ -47,25 +48,80 @@ pub(crate) enum Access {
 
 /// Writes a file as a whole: temporary file, fsync, rename, fsync of the folder.
 pub(crate) fn write(path: &Path, bytes: &[u8], access: Access) -> Result<(), DiskError> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let temporary = path.with_extension("tmp");
-    let mode = if access == Access::OwnerOnly { 0o600 } else { 0o644 };
-    let open = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&temporary);
-    let written = open.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
-    if let Err(error) = written {
-        // A half-written temporary file would only hold space.
-        let _ = fs::remove_file(&temporary);
-        return Err(failed("write", path)(error));
+    let mut whole = WholeFile::create(path, access)?;
+    whole.append(bytes)?;
+    whole.commit()
+}
+
+/// A file that is written piece by piece and appears at its path only when it is complete and on the disk.
+pub(crate) struct WholeFile {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: File,
+}
+
+impl WholeFile {
+    pub(crate) fn create(path: &Path, access: Access) -> Result<WholeFile, DiskError> {
+        let temporary = path.with_extension("tmp");
+        let mode = if access == Access::OwnerOnly { 0o600 } else { 0o644 };
+        let open = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(mode)
+            .open(&temporary);
+        Ok(WholeFile {
+            path: path.to_owned(),
+            file: open.map_err(failed("write", path))?,
+            temporary,
+        })
     }
-    fs::rename(&temporary, path).map_err(failed("rename", path))?;
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(failed("sync", folder))
+
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<(), DiskError> {
+        self.file.write_all(bytes).map_err(failed("write", &self.path))
+    }
+
+    pub(crate) fn commit(self) -> Result<(), DiskError> {
+        self.file.sync_all().map_err(failed("write", &self.path))?;
+        fs::rename(&self.temporary, &self.path).map_err(failed("rename", &self.path))?;
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(failed("sync", folder))
+    }
+}
+
+impl Drop for WholeFile {
+    fn drop(&mut self) {
+        // A half-written temporary file would only hold space; after commit there is none.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+/// Writes a file that a power cut may tear, for content that is checked by digest whenever it is read: no fsync, which
+/// on flash costs more than the write.
+pub(crate) fn write_unsynced(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+    fs::write(path, bytes).map_err(|error| {
+        let _ = fs::remove_file(path);
+        failed("write", path)(error)
+    })
+}
+
+/// The digest of a file, read piece by piece; `None` when it is not there.
+pub(crate) fn digest(path: &Path) -> Result<Option<Digest>, DiskError> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("read", path)(error)),
+    };
+    let mut hasher = Hasher::default();
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match file.read(&mut buffer).map_err(failed("read", path))? {
+            0 => return Ok(Some(hasher.finish())),
+            count => hasher.update(&buffer[..count]),
+        }
+    }
 }
 
 /// Reads a file; `None` when it is not there.
@@ -97,7 +153,7 @@ pub(crate) fn list(folder: &Path) -> Result<Vec<String>, DiskError> {
     names.collect::<Result<_, _>>().map_err(failed("list", folder))
 }
 
-/// Bytes that may still be written, with a tenth of the disk kept free.
+/// Bytes that may still be written, with a hundredth of the disk kept free for everything else.
 pub(crate) fn free_bytes(path: &Path) -> Result<u64, DiskError> {
     let stat = rustix::fs::statvfs(path).map_err(|error| failed("look at the disk of", path)(error.into()))?;
     let (free, total) = (stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize);

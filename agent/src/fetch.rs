@@ -184,6 +184,9 @@ impl Fetcher {
                 Err(_) => continue,
             };
             self.wire_bytes += message.len() as u64;
+            if let Some(bucket) = &mut self.bucket {
+                bucket.refund(message.len());
+            }
             let Ok(part) = Part::from_bytes(&message) else { continue };
             if part.request != request {
                 continue;
@@ -257,8 +260,14 @@ impl Bucket {
         (self.tokens / PART_BYTES as f64) as usize
     }
 
+    /// Parts are paid for when they are asked for, at the most that they may have.
     fn spend(&mut self, parts: usize) {
         self.tokens -= (parts * PART_BYTES) as f64;
+    }
+
+    /// A part was smaller than that.
+    fn refund(&mut self, received: usize) {
+        self.tokens += PART_BYTES.saturating_sub(received) as f64;
     }
 
     fn wait(&self) -> Duration {

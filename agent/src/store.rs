@@ -11,11 +11,11 @@ use std::{
 
 use skerry_shared::{
     chunk::{ChunkIndex, FileEntry},
-    digest::Digest,
+    digest::{Digest, Hasher},
 };
 
 use crate::{
-    disk::{self, Access, DiskError},
+    disk::{self, Access, DiskError, WholeFile},
     record::Record,
 };
 
@@ -60,6 +60,11 @@ impl Store {
         Ok(whole.and_then(|bytes| ChunkIndex::from_bytes(&bytes).ok()))
     }
 
+    /// True when an object is there and whole. It is read piece by piece: models are larger than what memory should hold.
+    pub(crate) fn has_object(&self, digest: Digest) -> Result<bool, DiskError> {
+        Ok(disk::digest(&self.objects.join(digest.to_hex()))? == Some(digest))
+    }
+
     /// The content of an object; `None` if it is not there or not whole.
     pub(crate) fn object(&self, digest: Digest) -> Result<Option<Vec<u8>>, DiskError> {
         let bytes = disk::read(&self.objects.join(digest.to_hex()))?;
@@ -68,7 +73,7 @@ impl Store {
 
     /// Keeps a chunk of the download under way.
     pub(crate) fn stage(&self, raw: Digest, content: &[u8]) -> Result<(), DiskError> {
-        disk::write(&self.staging.join(raw.to_hex()), content, Access::Everybody)
+        disk::write_unsynced(&self.staging.join(raw.to_hex()), content)
     }
 
     fn staged(&self, raw: Digest) -> Result<Option<Vec<u8>>, DiskError> {
@@ -108,7 +113,7 @@ impl Store {
     ) -> Result<Vec<u32>, DiskError> {
         let mut missing = Vec::new();
         for file in files {
-            if self.object(file.digest)?.is_some() {
+            if self.has_object(file.digest)? {
                 continue;
             }
             for (position, chunk) in index.chunks_of(file).iter().enumerate() {
@@ -126,20 +131,22 @@ impl Store {
 
     /// Joins the staged chunks of a file into its object. False when a chunk is missing or the file is not what it should be.
     pub(crate) fn assemble(&self, index: &ChunkIndex, file: &FileEntry) -> Result<bool, DiskError> {
-        if self.object(file.digest)?.is_some() {
+        if self.has_object(file.digest)? {
             return Ok(true);
         }
-        let mut content = Vec::with_capacity(file.size_bytes as usize);
+        let mut whole = WholeFile::create(&self.objects.join(file.digest.to_hex()), Access::Everybody)?;
+        let mut hasher = Hasher::default();
         for chunk in index.chunks_of(file) {
-            let Some(bytes) = self.staged(chunk.raw)? else {
+            let Some(content) = self.staged(chunk.raw)? else {
                 return Ok(false);
             };
-            content.extend(bytes);
+            hasher.update(&content);
+            whole.append(&content)?;
         }
-        if Digest::of(&content) != file.digest {
+        if hasher.finish() != file.digest {
             return Ok(false);
         }
-        disk::write(&self.objects.join(file.digest.to_hex()), &content, Access::Everybody)?;
+        whole.commit()?;
         Ok(true)
     }
 

@@ -59,6 +59,11 @@ pub(crate) enum VerifyError {
 }
 
 impl VerifyError {
+    /// True when the network said nothing for too long: nothing is wrong with what was asked for.
+    pub(crate) fn is_stalled(&self) -> bool {
+        matches!(self, VerifyError::Fetch(FetchError::Stalled(_)))
+    }
+
     /// The stable word for the report.
     pub(crate) fn code(&self) -> &'static str {
         match self {
@@ -120,11 +125,6 @@ impl Trust {
             folder,
             set: loaded.set,
         })
-    }
-
-    /// The lowest versions that are still acceptable: to be kept apart from the files, before they are written.
-    pub(crate) fn floors(&self) -> VersionFloors {
-        self.set.floors()
     }
 
     /// Checks a signed desired state for this device.
@@ -281,7 +281,7 @@ pub(crate) fn bundle(
         return Err(VerifyError::OtherModel);
     }
     for file in needed_files(&index, &manifest, platform)? {
-        if store.object(file.digest)?.is_none() {
+        if !store.has_object(file.digest)? {
             return Err(VerifyError::File(file.name.to_string()));
         }
     }

@@ -8,7 +8,7 @@ use skerry_shared::{
     id::Generation,
 };
 
-pub(crate) use step::{Effect, Event, next_job, step};
+pub(crate) use step::{Effect, Event, effect_of, next_job, step};
 
 /// Starts of the agent in one probation after which the candidate is given up: it is what ends the agent.
 pub(crate) const PROBATION_BOOTS_MAX: u32 = 3;

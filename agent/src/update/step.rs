@@ -112,7 +112,7 @@ pub(crate) fn step(state: State, event: Event) -> (State, Effect) {
 }
 
 /// What a state does.
-fn effect_of(state: &State) -> Effect {
+pub(crate) fn effect_of(state: &State) -> Effect {
     match state.clone() {
         State::Idle => Effect::Rest,
         State::Sync { job } => Effect::Sync(job),

@@ -15,7 +15,7 @@ use super::{
 
 /// Commands about devices.
 #[derive(Subcommand, Debug)]
-pub enum Command {
+pub(super) enum Command {
     /// Makes an enrolment token; it is shown once.
     #[command(after_help = "On the device:\n  skerry-agent enroll --server URL --token TOKEN\n  skerry-agent run")]
     Token {

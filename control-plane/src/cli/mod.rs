@@ -5,6 +5,8 @@
 
 pub mod bundle;
 pub mod client;
+#[cfg(feature = "demo")]
+mod demo;
 mod device;
 pub mod keys;
 mod model;
@@ -12,14 +14,30 @@ pub mod output;
 pub mod parse;
 mod rollout;
 mod run;
+mod serve;
 mod telemetry;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use client::{Client, ClientError};
 use output::Output;
+
+/// Runs machine-learning models on fleets of small devices, and keeps the fleet in hand.
+#[derive(Parser, Debug)]
+#[command(
+    name = "skerry",
+    version,
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 64 bad configuration.\n\n\
+                  Begin with `skerry demo`: a control plane and five devices on this machine, from registration to rollback."
+)]
+struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
 
 /// Options of every command that asks the control plane.
 #[derive(Args, Clone, Debug)]
@@ -59,9 +77,22 @@ fn token_from_file() -> Option<String> {
     Some(text.trim().to_owned())
 }
 
-/// The operator's commands.
+/// The commands.
 #[derive(Subcommand, Debug)]
-pub enum Command {
+enum Command {
+    /// Starts the control plane: broker, database, API, console.
+    Serve(serve::Options),
+    /// Shows the whole loop on this machine: a control plane, five devices, a good and a bad rollout.
+    #[cfg(feature = "demo")]
+    Demo(demo::Options),
+    /// The device's agent, for trying things out; a device has the smaller `skerry-agent`.
+    #[cfg(feature = "demo")]
+    #[command(disable_help_flag = true)]
+    Agent {
+        /// Arguments of `skerry-agent`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Signing keys: make them.
     #[command(subcommand)]
     Keys(keys::Command),
@@ -114,9 +145,18 @@ impl From<anyhow::Error> for Failure {
 
 type Done = Result<ExitCode, Failure>;
 
-/// Runs a command to its exit code.
-pub fn run(command: Command, global: &Global) -> ExitCode {
+/// Runs the command line to its exit code. `arguments` begins with the program's name.
+pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let Arguments { command, global } = Arguments::parse_from(arguments);
+    let global = &global;
     let done = match command {
+        Command::Serve(options) => return serve::run(options),
+        #[cfg(feature = "demo")]
+        Command::Demo(options) => return demo::run(options, global.output),
+        #[cfg(feature = "demo")]
+        Command::Agent { arguments } => {
+            return skerry_agent::cli::main_with([OsString::from("skerry agent")].into_iter().chain(arguments));
+        }
         Command::Keys(command) => keys::run(command),
         Command::Device(command) => device::run(command, global),
         Command::Run(command) => run::run(command, global),

@@ -15,7 +15,7 @@ use super::{
 
 /// Commands about models.
 #[derive(Subcommand, Debug)]
-pub enum Command {
+pub(super) enum Command {
     /// Registers an ONNX file as the next version of a model.
     #[command(
         after_help = "Example:\n  skerry model register activity-recognition model.onnx --description 'all features'"

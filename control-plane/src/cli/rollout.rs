@@ -16,7 +16,7 @@ use crate::rollouts::GroupSize;
 
 /// Commands about rollouts.
 #[derive(Subcommand, Debug)]
-pub enum Command {
+pub(super) enum Command {
     /// Creates a rollout and starts it.
     #[command(after_help = "Example: one device first, then the rest, and watch:\n  \
                             skerry rollout create activity-recognition 2 --group 1 --group rest --watch")]

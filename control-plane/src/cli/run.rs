@@ -25,7 +25,7 @@ use super::{
 
 /// Commands about training runs.
 #[derive(Subcommand, Debug)]
-pub enum Command {
+pub(super) enum Command {
     /// Uploads a training script with its inputs and runs it on the control plane.
     #[command(
         after_help = "Example:\n  skerry run submit --script train.py --input data --param variant=v2 --register-as activity-recognition --follow\n\n\

@@ -13,7 +13,7 @@ use super::{
 
 /// Commands about telemetry.
 #[derive(Subcommand, Debug)]
-pub enum Command {
+pub(super) enum Command {
     /// Shows inferences, errors and latency per device and model version.
     Show {
         /// Only this device.
