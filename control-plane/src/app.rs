@@ -27,6 +27,7 @@ use crate::{
     mqtt, publish, rollouts,
     signing::online::OnlineKeys,
     transfer::Transfer,
+    web,
 };
 
 pub(crate) const CORE_MIGRATIONS: &[Migration] = &[
@@ -107,6 +108,8 @@ pub struct App {
     pub desired_changed: Notify,
     /// Where devices find the broker.
     pub mqtt_address: (String, u16),
+    /// Cancelled when the control plane ends: an answer that goes on must end then.
+    pub shutdown: CancellationToken,
 }
 
 /// Now, in UTC milliseconds.
@@ -187,6 +190,7 @@ impl Server {
                 )
             }
         };
+        let shutdown = CancellationToken::new();
         let app = Arc::new(App {
             transfer: Transfer::new(core.clone(), blobs.clone()),
             mqtt_address: (connection.host.clone(), connection.port),
@@ -196,13 +200,13 @@ impl Server {
             keys,
             changes: Changes::new(),
             desired_changed: Notify::new(),
+            shutdown: shutdown.clone(),
         });
-        let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
         mqtt::spawn(&mut tasks, &app, connection, &shutdown);
         tasks.spawn(renew_metadata(Arc::clone(&app), shutdown.clone()));
         tasks.spawn(drive_rollouts(Arc::clone(&app), shutdown.clone()));
-        let router = api::router(Arc::clone(&app));
+        let router = router(&app);
         let stop = shutdown.clone().cancelled_owned();
         tasks.spawn(async move {
             if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop).await {
@@ -252,6 +256,11 @@ impl Server {
             broker.shutdown().await;
         }
     }
+}
+
+/// All routes: the API, and the console for the rest.
+pub(crate) fn router(app: &Arc<App>) -> axum::Router {
+    api::router(Arc::clone(app)).merge(web::router(Arc::clone(app)))
 }
 
 async fn renew_metadata(app: Arc<App>, shutdown: CancellationToken) {
