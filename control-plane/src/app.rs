@@ -28,6 +28,7 @@ use crate::{
     signing::online::OnlineKeys,
     telemetry,
     transfer::Transfer,
+    web,
 };
 
 pub(crate) const CORE_MIGRATIONS: &[Migration] = &[
@@ -67,6 +68,8 @@ pub enum Change {
     Bundle(ModelName, ModelVersion),
     /// A rollout: its state, or that of one of its devices.
     Rollout(RolloutId),
+    /// Telemetry of some devices is stored.
+    Telemetry,
 }
 
 /// Tells whoever listens that something moved. A slow listener misses changes and must look again.
@@ -110,6 +113,8 @@ pub struct App {
     pub desired_changed: Notify,
     /// Where devices find the broker.
     pub mqtt_address: (String, u16),
+    /// Cancelled when the control plane ends: an answer that goes on must end then.
+    pub shutdown: CancellationToken,
 }
 
 /// Now, in UTC milliseconds.
@@ -191,6 +196,7 @@ impl Server {
                 )
             }
         };
+        let shutdown = CancellationToken::new();
         let app = Arc::new(App {
             transfer: Transfer::new(core.clone(), blobs.clone()),
             mqtt_address: (connection.host.clone(), connection.port),
@@ -201,13 +207,13 @@ impl Server {
             keys,
             changes: Changes::new(),
             desired_changed: Notify::new(),
+            shutdown: shutdown.clone(),
         });
-        let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
         mqtt::spawn(&mut tasks, &app, connection, &shutdown);
         tasks.spawn(renew_metadata(Arc::clone(&app), shutdown.clone()));
         tasks.spawn(drive_rollouts(Arc::clone(&app), shutdown.clone()));
-        let router = api::router(Arc::clone(&app));
+        let router = router(&app);
         let stop = shutdown.clone().cancelled_owned();
         tasks.spawn(async move {
             if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop).await {
@@ -259,6 +265,11 @@ impl Server {
     }
 }
 
+/// All routes: the API, and the console for the rest.
+pub(crate) fn router(app: &Arc<App>) -> axum::Router {
+    api::router(Arc::clone(app)).merge(web::router(Arc::clone(app)))
+}
+
 async fn renew_metadata(app: Arc<App>, shutdown: CancellationToken) {
     loop {
         if let Err(error) = publish::renew(&app.core, &app.keys, now_ms()).await {
@@ -306,7 +317,7 @@ async fn relevant_change(changes: &mut broadcast::Receiver<Change>) {
     loop {
         match changes.recv().await {
             Ok(Change::Device(_) | Change::Rollout(_)) | Err(broadcast::error::RecvError::Lagged(_)) => return,
-            Ok(Change::Model(_) | Change::Bundle(..)) => {}
+            Ok(Change::Model(_) | Change::Bundle(..) | Change::Telemetry) => {}
             // The sender lives in the app, which this task holds.
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }

@@ -7,6 +7,8 @@ pub mod blob;
 pub mod config;
 pub mod db;
 
+mod openapi;
+
 pub mod devices;
 pub mod registry;
 pub mod signing;
@@ -22,5 +24,10 @@ pub mod app;
 
 mod api;
 mod mqtt;
+mod web;
 
 pub mod cli;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod test_server;

@@ -309,6 +309,7 @@ async fn handle_telemetry(app: Arc<App>, client: AsyncClient, mut frames: mpsc::
                 return;
             }
         }
+        app.changes.send(Change::Telemetry);
     }
 }
 

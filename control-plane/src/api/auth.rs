@@ -36,6 +36,15 @@ pub(crate) async fn ensure_first_token(db: &Db, now_ms: u64) -> anyhow::Result<O
     Ok(made.then_some(token))
 }
 
+/// True when an API token with this digest exists.
+pub(crate) async fn is_known(db: &Db, token: Digest) -> Result<bool, DbError> {
+    db.read(move |conn| {
+        let sql = "SELECT count(*) > 0 FROM api_tokens WHERE hash = ?1";
+        Ok(conn.query_row(sql, [token.as_bytes()], |row| row.get(0))?)
+    })
+    .await
+}
+
 /// Lets a request through that carries a known token.
 pub(super) async fn require_token(
     State(app): State<Arc<App>>,
@@ -51,12 +60,7 @@ pub(super) async fn require_token(
             "this call needs the header `Authorization: Bearer <API token>`",
         ));
     };
-    let hash = Digest::of(token.trim().as_bytes());
-    let known = app.core.read(move |conn| {
-        let sql = "SELECT count(*) > 0 FROM api_tokens WHERE hash = ?1";
-        Ok::<bool, DbError>(conn.query_row(sql, [hash.as_bytes()], |row| row.get(0))?)
-    });
-    if !known.await? {
+    if !is_known(&app.core, Digest::of(token.trim().as_bytes())).await? {
         return Err(unauthorized("the API token is not known"));
     }
     Ok(next.run(request).await)

@@ -2,43 +2,44 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use axum::{
-    Json, Router,
-    extract::{Path, Query, State},
-    http::StatusCode,
-    routing::{get, post},
-};
+use axum::{Json, extract::State, http::StatusCode};
 use base64::{
     Engine,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use skerry_shared::{
+    desired::{BundleAssignment, InstalledBundle, Outcome, UpdateStatus},
     digest::Digest,
-    id::{DeviceId, Platform},
+    id::{DeviceId, Generation, ModelName, ModelVersion, Platform, RolloutId},
 };
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Problem, problem::JsonBody};
+use super::{
+    Problem,
+    extract::{JsonBody, UrlPath, UrlQuery},
+};
 use crate::{
     app::{App, Change, now_ms, random_hex},
     devices::{self, Device, Enrolment, Selector},
     mqtt::CONTROL_PLANE,
+    openapi,
 };
 
 /// A month: longer tokens are forgotten, and found by somebody else.
 const TOKEN_TTL_MAX: Duration = Duration::from_secs(31 * 86_400);
 
-pub(super) fn routes() -> Router<Arc<App>> {
-    Router::new()
-        .route("/devices", get(list))
-        .route("/devices/{id}", get(show).patch(change))
-        .route("/device-tokens", post(create_token))
+pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::default()
+        .routes(routes!(list))
+        .routes(routes!(show, change))
+        .routes(routes!(create_token))
 }
 
 /// Enrolment has no bearer token: the one-time token is in the body.
-pub(super) fn open_routes() -> Router<Arc<App>> {
-    Router::new().route("/enroll", post(enroll))
+pub(super) fn open_routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::default().routes(routes!(enroll))
 }
 
 #[derive(Deserialize)]
@@ -47,47 +48,85 @@ struct ListQuery {
     selector: String,
 }
 
-async fn list(State(app): State<Arc<App>>, Query(query): Query<ListQuery>) -> Result<Json<Value>, Problem> {
+#[derive(Serialize, ToSchema)]
+struct DeviceList {
+    devices: Vec<DeviceView>,
+}
+
+/// Lists devices
+#[utoipa::path(get, path = "/devices", operation_id = "list_devices", tag = "devices",
+    params(("selector" = Option<String>, Query,
+        description = "Only devices with these labels, for example `site=north,kind=wrist`")),
+    responses(
+        (status = 200, description = "The devices that match", body = DeviceList),
+        (status = 422, description = "The selector is malformed"),
+    ))]
+async fn list(State(app): State<Arc<App>>, UrlQuery(query): UrlQuery<ListQuery>) -> Result<Json<DeviceList>, Problem> {
     let selector: Selector = query
         .selector
         .parse()
         .map_err(|error| Problem::refused(format!("{error}")))?;
     let devices = devices::list(&app.core, &selector).await?;
-    Ok(Json(
-        json!({"devices": devices.iter().map(to_json).collect::<Vec<_>>()}),
-    ))
+    let devices = devices.into_iter().map(DeviceView::from).collect();
+    Ok(Json(DeviceList { devices }))
 }
 
-async fn show(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
-    Ok(Json(to_json(&devices::get(&app.core, &parse_id(&id)?).await?)))
+/// Shows a device
+#[utoipa::path(get, path = "/devices/{id}", operation_id = "show_device", tag = "devices",
+    params(("id" = String, Path, description = "The device")),
+    responses(
+        (status = 200, description = "The device", body = DeviceView),
+        (status = 404, description = "There is no such device"),
+    ))]
+async fn show(State(app): State<Arc<App>>, UrlPath(id): UrlPath<String>) -> Result<Json<DeviceView>, Problem> {
+    Ok(Json(devices::get(&app.core, &parse_id(&id)?).await?.into()))
 }
 
-#[derive(Deserialize)]
+/// Changes to a device.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = DeviceChange)]
 struct ChangeBody {
+    /// Labels to set; `null` removes one.
     labels: BTreeMap<String, Option<String>>,
 }
 
+/// Sets and removes labels of a device
+#[utoipa::path(patch, path = "/devices/{id}", operation_id = "change_device", tag = "devices",
+    params(("id" = String, Path, description = "The device")),
+    request_body = ChangeBody,
+    responses(
+        (status = 200, description = "The device after the change", body = DeviceView),
+        (status = 404, description = "There is no such device"),
+        (status = 422, description = "A label is malformed"),
+    ))]
 async fn change(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    UrlPath(id): UrlPath<String>,
     JsonBody(body): JsonBody<ChangeBody>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<DeviceView>, Problem> {
     let id = parse_id(&id)?;
     devices::set_labels(&app.core, &id, body.labels).await?;
     app.changes.send(Change::Device(id.clone()));
-    Ok(Json(to_json(&devices::get(&app.core, &id).await?)))
+    Ok(Json(devices::get(&app.core, &id).await?.into()))
 }
 
 fn parse_id(text: &str) -> Result<DeviceId, Problem> {
     text.parse().map_err(|_| Problem::not_found("there is no such device"))
 }
 
-#[derive(Deserialize)]
+/// An enrolment token to make.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = NewDeviceToken)]
 struct TokenBody {
+    /// How long it can be used: at most 31 days.
     #[serde(default = "one_day")]
+    #[schema(minimum = 1, maximum = 2_678_400)]
     ttl_seconds: u64,
+    /// How many devices may use it.
     #[serde(default = "one")]
+    #[schema(minimum = 1)]
     uses: u32,
+    /// Labels for the devices that use it.
     #[serde(default)]
     labels: BTreeMap<String, String>,
 }
@@ -100,10 +139,28 @@ fn one() -> u32 {
     1
 }
 
+/// An enrolment token.
+#[derive(Serialize, ToSchema)]
+struct DeviceToken {
+    /// The token; it is not shown again.
+    token: String,
+    /// UTC milliseconds.
+    expires_at_ms: u64,
+    /// How many devices may use it.
+    uses: u32,
+}
+
+/// Makes an enrolment token
+#[utoipa::path(post, path = "/device-tokens", operation_id = "create_device_token", tag = "devices",
+    request_body = TokenBody,
+    responses(
+        (status = 201, description = "The token", body = DeviceToken),
+        (status = 422, description = "Its life, its uses or a label is refused"),
+    ))]
 async fn create_token(
     State(app): State<Arc<App>>,
     JsonBody(body): JsonBody<TokenBody>,
-) -> Result<(StatusCode, Json<Value>), Problem> {
+) -> Result<(StatusCode, Json<DeviceToken>), Problem> {
     if body.uses == 0 || body.ttl_seconds == 0 || body.ttl_seconds > TOKEN_TTL_MAX.as_secs() {
         return Err(Problem::refused(
             "a token needs at least one use and a life of 1 second to 31 days",
@@ -121,25 +178,68 @@ async fn create_token(
         URL_SAFE_NO_PAD.encode(secret),
         app.keys.root_digest().to_hex()
     );
-    Ok((
-        StatusCode::CREATED,
-        Json(json!({"token": token, "expires_at_ms": expires_at_ms, "uses": uses})),
-    ))
+    let answer = DeviceToken {
+        token,
+        expires_at_ms,
+        uses,
+    };
+    Ok((StatusCode::CREATED, Json(answer)))
 }
 
-#[derive(Deserialize)]
+/// A device that wants to belong to the fleet.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = Enrolment)]
 struct EnrollBody {
+    /// The enrolment token, `skt_…`.
     token: String,
+    /// The id it asks for; without one it is given one.
+    #[schema(value_type = Option<String>)]
     device_id: Option<DeviceId>,
+    /// Its ed25519 key, in hex.
     public_key: String,
+    /// Its platform, for example `aarch64-unknown-linux-gnu`.
+    #[schema(value_type = String)]
     platform: Platform,
+    /// Its agent's version.
+    #[schema(max_length = 64)]
     agent_version: String,
 }
 
+/// What a new device needs.
+#[derive(Serialize, ToSchema)]
+struct Enrolled {
+    /// Its id from now on.
+    #[schema(value_type = String)]
+    device_id: DeviceId,
+    mqtt: MqttAccess,
+    /// The TUF root metadata in base64. A device compares its digest with the one in its token.
+    root: String,
+}
+
+/// A device's access to the MQTT broker.
+#[derive(Serialize, ToSchema)]
+struct MqttAccess {
+    host: String,
+    port: u16,
+    #[schema(value_type = String)]
+    username: DeviceId,
+    /// It is not shown again.
+    password: String,
+}
+
+/// Enrols a device with a one-time token
+#[utoipa::path(post, path = "/enroll", operation_id = "enroll", tag = "devices",
+    request_body = EnrollBody,
+    responses(
+        (status = 201, description = "Enrolled", body = Enrolled),
+        (status = 403, description = "The token is not known, used or expired"),
+        (status = 409, description = "Another device has this id"),
+        (status = 422, description = "The key, the id or the version is refused"),
+    ))]
 async fn enroll(
     State(app): State<Arc<App>>,
     JsonBody(body): JsonBody<EnrollBody>,
-) -> Result<(StatusCode, Json<Value>), Problem> {
+) -> Result<(StatusCode, Json<Enrolled>), Problem> {
     let secret = body.token.strip_prefix("skt_").and_then(|token| token.split_once('.'));
     let secret = secret.and_then(|(secret, _)| URL_SAFE_NO_PAD.decode(secret).ok());
     let secret = secret.ok_or_else(|| Problem::bad_request("the enrolment token is malformed"))?;
@@ -173,40 +273,109 @@ async fn enroll(
     let device = devices::enroll(&app.core, enrolment, now_ms()).await?;
     tracing::info!(device.id = %device, "a device enrolled");
     app.changes.send(Change::Device(device.clone()));
-    let (host, port) = &app.mqtt_address;
-    let answer = json!({
-        "device_id": device,
-        "mqtt": {"host": host, "port": port, "username": device, "password": password},
-        "root": STANDARD.encode(app.keys.root_bytes()),
-    });
+    let (host, port) = app.mqtt_address.clone();
+    let mqtt = MqttAccess {
+        host,
+        port,
+        username: device.clone(),
+        password,
+    };
+    let answer = Enrolled {
+        device_id: device,
+        mqtt,
+        root: STANDARD.encode(app.keys.root_bytes()),
+    };
     Ok((StatusCode::CREATED, Json(answer)))
 }
 
-fn to_json(device: &Device) -> Value {
-    let desired: Vec<Value> = device
-        .desired
-        .iter()
-        .map(|a| json!({"model": a.model, "version": a.version, "rollout": a.rollout}))
-        .collect();
-    let mut value = json!({
-        "id": device.id,
-        "labels": device.labels,
-        "platform": device.platform,
-        "agent_version": device.agent_version,
-        "connected": device.connected,
-        "enrolled_at_ms": device.enrolled_at_ms,
-        "last_seen_at_ms": device.last_seen_at_ms,
-        "generation": device.generation,
-        "desired": desired,
-        "bundles": [],
-        "outcomes": [],
-    });
-    if let Some(reported) = &device.reported {
-        value["reported_generation"] = json!(reported.generation);
-        value["update"] = json!(reported.update);
-        value["bundles"] = json!(reported.bundles);
-        value["outcomes"] = json!(reported.outcomes);
-        value["inference_address"] = json!(reported.agent.inference_address);
+/// A device as the API shows it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Device)]
+pub(super) struct DeviceView {
+    #[schema(value_type = String)]
+    id: DeviceId,
+    /// The operator's labels.
+    labels: BTreeMap<String, String>,
+    #[schema(value_type = String)]
+    platform: Platform,
+    agent_version: String,
+    /// True while its connection lives.
+    connected: bool,
+    enrolled_at_ms: u64,
+    /// The server's time of its last message.
+    last_seen_at_ms: Option<u64>,
+    /// The generation of its desired state.
+    #[schema(value_type = u64)]
+    generation: Generation,
+    /// What it should run.
+    desired: Vec<AssignmentView>,
+    /// What it has installed.
+    #[schema(value_type = Vec<openapi::InstalledBundle>)]
+    bundles: Vec<InstalledBundle>,
+    /// How the newest update of each model ended.
+    #[schema(value_type = Vec<openapi::Outcome>)]
+    outcomes: Vec<Outcome>,
+    /// The newest generation that it has accepted; absent before its first report, like all below.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>, nullable = false)]
+    reported_generation: Option<Generation>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<openapi::UpdateStatus>, nullable = false)]
+    update: Option<UpdateStatus>,
+    /// Where its Open Inference Protocol API listens; `null` when nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    inference_address: Option<Option<String>>,
+}
+
+/// A model version that a device should run.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Assignment)]
+struct AssignmentView {
+    #[schema(value_type = String)]
+    model: ModelName,
+    #[schema(value_type = u64)]
+    version: ModelVersion,
+    /// The rollout that asked for it.
+    #[schema(value_type = Option<u64>)]
+    rollout: Option<RolloutId>,
+}
+
+impl From<BundleAssignment> for AssignmentView {
+    fn from(assignment: BundleAssignment) -> AssignmentView {
+        AssignmentView {
+            model: assignment.model,
+            version: assignment.version,
+            rollout: assignment.rollout,
+        }
     }
-    value
+}
+
+impl From<Device> for DeviceView {
+    fn from(device: Device) -> DeviceView {
+        let mut view = DeviceView {
+            id: device.id,
+            labels: device.labels,
+            platform: device.platform,
+            agent_version: device.agent_version,
+            connected: device.connected,
+            enrolled_at_ms: device.enrolled_at_ms,
+            last_seen_at_ms: device.last_seen_at_ms,
+            generation: device.generation,
+            desired: device.desired.into_iter().map(AssignmentView::from).collect(),
+            bundles: Vec::new(),
+            outcomes: Vec::new(),
+            reported_generation: None,
+            update: None,
+            inference_address: None,
+        };
+        if let Some(reported) = device.reported {
+            view.bundles = reported.bundles;
+            view.outcomes = reported.outcomes;
+            view.reported_generation = Some(reported.generation);
+            view.update = Some(reported.update);
+            view.inference_address = Some(reported.agent.inference_address);
+        }
+        view
+    }
 }

@@ -5,15 +5,23 @@
 pub(crate) mod auth;
 mod bundles;
 mod devices;
+mod document;
+mod events;
+mod extract;
 mod models;
 mod problem;
 mod rollouts;
 mod telemetry;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 
 use std::sync::Arc;
 
-use axum::{Json, Router, extract::DefaultBodyLimit, middleware, routing::get};
-use serde_json::{Value, json};
+use axum::{Json, Router, extract::DefaultBodyLimit, http::StatusCode, middleware};
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::app::App;
 
@@ -24,25 +32,58 @@ const JSON_LIMIT_BYTES: usize = 1024 * 1024;
 
 /// All routes.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let upload_limit = app.config.body_limit_bytes;
-    let protected = Router::new()
-        .merge(devices::routes())
-        .merge(models::routes(upload_limit))
-        .merge(bundles::routes(upload_limit))
-        .merge(telemetry::routes())
-        .merge(rollouts::routes())
-        .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_token));
-    let open = Router::new()
-        .route("/health", get(health))
-        .merge(devices::open_routes());
-    Router::new()
-        .nest("/api/v1", protected.merge(open))
-        .merge(bundles::open_routes())
-        .fallback(async || Problem::not_found("there is nothing at this address"))
+    let (routes, api) = documented(&app).split_for_parts();
+    routes
+        .route("/openapi.json", document::route(&api))
+        .nest("/api", Router::new().fallback(unknown))
+        .method_not_allowed_fallback(async || {
+            let title = "this address does not know the method";
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", title, "")
+        })
         .layer(DefaultBodyLimit::max(JSON_LIMIT_BYTES))
         .with_state(app)
 }
 
-async fn health() -> Json<Value> {
-    Json(json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}))
+/// Every route of the API with its documentation.
+fn documented(app: &Arc<App>) -> OpenApiRouter<Arc<App>> {
+    let upload_limit = app.config.body_limit_bytes;
+    let mut protected = OpenApiRouter::default()
+        .merge(devices::routes())
+        .merge(models::routes(upload_limit))
+        .merge(bundles::routes(upload_limit))
+        .merge(rollouts::routes())
+        .merge(telemetry::routes())
+        .merge(events::routes())
+        .layer(middleware::from_fn_with_state(Arc::clone(app), auth::require_token));
+    document::require_token(protected.get_openapi_mut());
+    let open = OpenApiRouter::default()
+        .routes(routes!(health))
+        .merge(devices::open_routes());
+    let mut all = OpenApiRouter::with_openapi(document::empty())
+        .nest("/api/v1", protected.merge(open))
+        .merge(bundles::open_routes());
+    document::describe_failures(all.get_openapi_mut());
+    all
+}
+
+async fn unknown() -> Problem {
+    Problem::not_found("there is nothing at this address")
+}
+
+#[derive(Serialize, ToSchema)]
+struct Health {
+    /// Always `ok`: a control plane that is not does not answer.
+    status: &'static str,
+    /// The program's version.
+    version: &'static str,
+}
+
+/// Says that the control plane answers
+#[utoipa::path(get, path = "/health", operation_id = "health", tag = "system",
+    responses((status = 200, description = "It answers", body = Health)))]
+async fn health() -> Json<Health> {
+    Json(Health {
+        status: "ok",
+        version: env!("CARGO_PKG_VERSION"),
+    })
 }

@@ -3,68 +3,96 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
-    Json, Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, Path, Query, State},
+    Json,
+    extract::{DefaultBodyLimit, State},
     http::{StatusCode, header},
     response::IntoResponse,
-    routing::{get, post, put},
 };
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use skerry_shared::id::{ModelName, ModelVersion, RunId};
+use utoipa::ToSchema;
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouterExt},
+    routes,
+};
 
-use super::{Problem, problem::JsonBody};
+use super::{
+    Problem,
+    extract::{Content, JsonBody, UrlPath, UrlQuery},
+};
 use crate::{
     app::{App, Change, now_ms},
-    registry::{self, NewVersion, Registered},
+    registry::{self, ModelVersionInfo, NewVersion, Registered, RegisteredModel},
 };
 
-pub(super) fn routes(upload_limit: usize) -> Router<Arc<App>> {
-    Router::new()
-        .route("/models", get(list).post(create))
-        .route("/models/{name}", get(show))
-        .route(
-            "/models/{name}/versions",
-            post(register).layer(DefaultBodyLimit::max(upload_limit)),
-        )
-        .route("/models/{name}/versions/{version}", get(show_version))
-        .route("/models/{name}/versions/{version}/onnx", get(download))
-        .route("/models/{name}/versions/{version}/tags/{key}", put(set_tag))
-        .route("/models/{name}/aliases/{alias}", put(set_alias).delete(remove_alias))
+pub(super) fn routes(upload_limit: usize) -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::default()
+        .routes(routes!(list, create))
+        .routes(routes!(show))
+        .routes(routes!(register).layer(DefaultBodyLimit::max(upload_limit)))
+        .routes(routes!(show_version))
+        .routes(routes!(download))
+        .routes(routes!(set_tag))
+        .routes(routes!(set_alias, remove_alias))
 }
 
 fn parse_name(text: &str) -> Result<ModelName, Problem> {
     text.parse().map_err(|error| Problem::refused(format!("{error}")))
 }
 
-async fn list(State(app): State<Arc<App>>) -> Result<Json<Value>, Problem> {
-    Ok(Json(json!({"models": registry::list(&app.core).await?})))
+#[derive(Serialize, ToSchema)]
+struct ModelList {
+    models: Vec<RegisteredModel>,
 }
 
-#[derive(Deserialize)]
+/// Lists registered models with their versions
+#[utoipa::path(get, path = "/models", operation_id = "list_models", tag = "models",
+    responses((status = 200, description = "All models", body = ModelList)))]
+async fn list(State(app): State<Arc<App>>) -> Result<Json<ModelList>, Problem> {
+    let models = registry::list(&app.core).await?;
+    Ok(Json(ModelList { models }))
+}
+
+/// A model to register.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = NewModel)]
 struct CreateBody {
+    /// Its name.
+    #[schema(value_type = String)]
     name: ModelName,
+    /// One sentence for people.
     #[serde(default)]
     description: String,
+    /// The user's tags.
     #[serde(default)]
     tags: BTreeMap<String, String>,
 }
 
+/// Registers a model without versions
+#[utoipa::path(post, path = "/models", operation_id = "create_model", tag = "models",
+    request_body = CreateBody,
+    responses(
+        (status = 201, description = "Registered", body = RegisteredModel),
+        (status = 409, description = "A model of this name is registered"),
+    ))]
 async fn create(
     State(app): State<Arc<App>>,
     JsonBody(body): JsonBody<CreateBody>,
-) -> Result<(StatusCode, Json<Value>), Problem> {
+) -> Result<(StatusCode, Json<RegisteredModel>), Problem> {
     registry::create_model(&app.core, body.name.clone(), body.description, body.tags, now_ms()).await?;
     app.changes.send(Change::Model(body.name.clone()));
-    Ok((
-        StatusCode::CREATED,
-        Json(json!(registry::get(&app.core, &body.name).await?)),
-    ))
+    Ok((StatusCode::CREATED, Json(registry::get(&app.core, &body.name).await?)))
 }
 
-async fn show(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
-    Ok(Json(json!(registry::get(&app.core, &parse_name(&name)?).await?)))
+/// Shows a model with its versions
+#[utoipa::path(get, path = "/models/{name}", operation_id = "show_model", tag = "models",
+    params(("name" = String, Path, description = "The model")),
+    responses(
+        (status = 200, description = "The model", body = RegisteredModel),
+        (status = 404, description = "There is no such model"),
+    ))]
+async fn show(State(app): State<Arc<App>>, UrlPath(name): UrlPath<String>) -> Result<Json<RegisteredModel>, Problem> {
+    Ok(Json(registry::get(&app.core, &parse_name(&name)?).await?))
 }
 
 #[derive(Deserialize)]
@@ -74,12 +102,28 @@ struct RegisterQuery {
     description: String,
 }
 
+/// Registers an ONNX file as the next version of a model
+///
+/// A model that is not registered yet is made. The same file again gives the version that it has.
+#[utoipa::path(post, path = "/models/{name}/versions", operation_id = "register_version", tag = "models",
+    params(
+        ("name" = String, Path, description = "The model"),
+        ("run_id" = Option<String>, Query, description = "The run that made the file"),
+        ("description" = Option<String>, Query, description = "One sentence for people"),
+    ),
+    request_body(content_type = "application/octet-stream", description = "The ONNX file"),
+    responses(
+        (status = 201, description = "Registered", body = ModelVersionInfo),
+        (status = 200, description = "The file is registered already", body = ModelVersionInfo),
+        (status = 413, description = "The file is larger than the control plane allows"),
+        (status = 422, description = "A device could not run the file"),
+    ))]
 async fn register(
     State(app): State<Arc<App>>,
-    Path(name): Path<String>,
-    Query(query): Query<RegisterQuery>,
-    onnx: Bytes,
-) -> Result<(StatusCode, Json<Value>), Problem> {
+    UrlPath(name): UrlPath<String>,
+    UrlQuery(query): UrlQuery<RegisterQuery>,
+    Content(onnx): Content,
+) -> Result<(StatusCode, Json<ModelVersionInfo>), Problem> {
     let model = parse_name(&name)?;
     let new = NewVersion {
         model: model.clone(),
@@ -93,21 +137,40 @@ async fn register(
         Registered::New => StatusCode::CREATED,
         Registered::Existing => StatusCode::OK,
     };
-    Ok((status, Json(json!(version))))
+    Ok((status, Json(version)))
 }
 
+/// Shows a version of a model
+#[utoipa::path(get, path = "/models/{name}/versions/{version}", operation_id = "show_version", tag = "models",
+    params(
+        ("name" = String, Path, description = "The model"),
+        ("version" = u64, Path, description = "The version"),
+    ),
+    responses(
+        (status = 200, description = "The version", body = ModelVersionInfo),
+        (status = 404, description = "There is no such version"),
+    ))]
 async fn show_version(
     State(app): State<Arc<App>>,
-    Path((name, version)): Path<(String, u64)>,
-) -> Result<Json<Value>, Problem> {
-    Ok(Json(json!(
-        registry::get_version(&app.core, &parse_name(&name)?, ModelVersion(version)).await?
-    )))
+    UrlPath((name, version)): UrlPath<(String, u64)>,
+) -> Result<Json<ModelVersionInfo>, Problem> {
+    let version = registry::get_version(&app.core, &parse_name(&name)?, ModelVersion(version)).await?;
+    Ok(Json(version))
 }
 
+/// Gets a version's ONNX file
+#[utoipa::path(get, path = "/models/{name}/versions/{version}/onnx", operation_id = "download_version", tag = "models",
+    params(
+        ("name" = String, Path, description = "The model"),
+        ("version" = u64, Path, description = "The version"),
+    ),
+    responses(
+        (status = 200, description = "The ONNX file", content_type = "application/octet-stream"),
+        (status = 404, description = "There is no such version"),
+    ))]
 async fn download(
     State(app): State<Arc<App>>,
-    Path((name, version)): Path<(String, u64)>,
+    UrlPath((name, version)): UrlPath<(String, u64)>,
 ) -> Result<impl IntoResponse, Problem> {
     let version = registry::get_version(&app.core, &parse_name(&name)?, ModelVersion(version)).await?;
     Ok((
@@ -116,43 +179,79 @@ async fn download(
     ))
 }
 
-#[derive(Deserialize)]
+/// A tag's value.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = Tag)]
 struct TagBody {
     value: String,
 }
 
+/// Sets a tag of a version
+#[utoipa::path(put, path = "/models/{name}/versions/{version}/tags/{key}", operation_id = "set_tag", tag = "models",
+    params(
+        ("name" = String, Path, description = "The model"),
+        ("version" = u64, Path, description = "The version"),
+        ("key" = String, Path, description = "The tag's key"),
+    ),
+    request_body = TagBody,
+    responses(
+        (status = 200, description = "The version", body = ModelVersionInfo),
+        (status = 404, description = "There is no such version"),
+    ))]
 async fn set_tag(
     State(app): State<Arc<App>>,
-    Path((name, version, key)): Path<(String, u64, String)>,
+    UrlPath((name, version, key)): UrlPath<(String, u64, String)>,
     JsonBody(body): JsonBody<TagBody>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<ModelVersionInfo>, Problem> {
     let (model, version) = (parse_name(&name)?, ModelVersion(version));
     registry::set_tag(&app.core, &model, version, key, body.value).await?;
     app.changes.send(Change::Model(model.clone()));
-    Ok(Json(json!(registry::get_version(&app.core, &model, version).await?)))
+    Ok(Json(registry::get_version(&app.core, &model, version).await?))
 }
 
-#[derive(Deserialize)]
+/// The version that an alias names.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = Alias)]
 struct AliasBody {
+    #[schema(value_type = u64)]
     version: ModelVersion,
 }
 
+/// Points an alias at a version
+#[utoipa::path(put, path = "/models/{name}/aliases/{alias}", operation_id = "set_alias", tag = "models",
+    params(
+        ("name" = String, Path, description = "The model"),
+        ("alias" = String, Path, description = "The alias, for example `champion`"),
+    ),
+    request_body = AliasBody,
+    responses(
+        (status = 200, description = "The version that it names now", body = ModelVersionInfo),
+        (status = 404, description = "There is no such version"),
+    ))]
 async fn set_alias(
     State(app): State<Arc<App>>,
-    Path((name, alias)): Path<(String, String)>,
+    UrlPath((name, alias)): UrlPath<(String, String)>,
     JsonBody(body): JsonBody<AliasBody>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<ModelVersionInfo>, Problem> {
     let model = parse_name(&name)?;
     registry::set_alias(&app.core, &model, alias, body.version).await?;
     app.changes.send(Change::Model(model.clone()));
-    Ok(Json(json!(
-        registry::get_version(&app.core, &model, body.version).await?
-    )))
+    Ok(Json(registry::get_version(&app.core, &model, body.version).await?))
 }
 
+/// Removes an alias
+#[utoipa::path(delete, path = "/models/{name}/aliases/{alias}", operation_id = "remove_alias", tag = "models",
+    params(
+        ("name" = String, Path, description = "The model"),
+        ("alias" = String, Path, description = "The alias"),
+    ),
+    responses(
+        (status = 204, description = "Removed"),
+        (status = 404, description = "There is no such alias"),
+    ))]
 async fn remove_alias(
     State(app): State<Arc<App>>,
-    Path((name, alias)): Path<(String, String)>,
+    UrlPath((name, alias)): UrlPath<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     let model = parse_name(&name)?;
     registry::remove_alias(&app.core, &model, alias).await?;

@@ -1,13 +1,11 @@
 //! Problem details (RFC 9457): what a client learns about a failed call.
 
 use axum::{
-    Json,
-    extract::{FromRequest, Request, rejection::JsonRejection},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{
     blob::BlobError, db::DbError, devices::DeviceError, publish::PublishError, registry::RegistryError,
@@ -20,6 +18,21 @@ pub(crate) struct Problem {
     status: StatusCode,
     kind: &'static str,
     title: &'static str,
+    detail: String,
+}
+
+/// The body of every failed call (RFC 9457).
+#[derive(Serialize, ToSchema)]
+pub(super) struct ProblemDetails {
+    /// A stable URN, for example `urn:skerry:problem:not-found`.
+    #[serde(rename = "type")]
+    kind: String,
+    /// What went wrong, in words that do not change with the call.
+    title: &'static str,
+    /// The HTTP status again.
+    #[schema(minimum = 400, maximum = 599)]
+    status: u16,
+    /// What is wrong with this call; may be empty.
     detail: String,
 }
 
@@ -79,18 +92,14 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = json!({
-            "type": format!("urn:skerry:problem:{}", self.kind),
-            "title": self.title,
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-        });
-        (
-            self.status,
-            [(header::CONTENT_TYPE, "application/problem+json")],
-            body.to_string(),
-        )
-            .into_response()
+        let details = ProblemDetails {
+            kind: format!("urn:skerry:problem:{}", self.kind),
+            title: self.title,
+            status: self.status.as_u16(),
+            detail: self.detail,
+        };
+        let body = serde_json::to_string(&details).expect("strings and a number always encode");
+        (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
     }
 }
 
@@ -191,21 +200,6 @@ impl From<RolloutError> for Problem {
             RolloutError::Publish(error) => error.into(),
             RolloutError::Device(error) => error.into(),
             RolloutError::Db(error) => error.into(),
-        }
-    }
-}
-
-/// A JSON body whose mistakes become problem details.
-pub(crate) struct JsonBody<T>(pub(crate) T);
-
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        match Json::<T>::from_request(request, state).await {
-            Ok(Json(value)) => Ok(JsonBody(value)),
-            Err(JsonRejection::JsonDataError(error)) => Err(Problem::refused(error.body_text())),
-            Err(error) => Err(Problem::bad_request(error.body_text())),
         }
     }
 }

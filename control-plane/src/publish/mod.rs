@@ -18,6 +18,7 @@ use skerry_shared::{
     schema::{Envelope, EnvelopeError},
 };
 use skerry_tuf::{Limits, Role, Signed, TargetName, Targets};
+use utoipa::ToSchema;
 
 use crate::{
     blob::{BlobError, BlobStore},
@@ -33,15 +34,18 @@ use crate::{
 pub use metadata::{ensure, renew};
 
 /// A bundle that devices can be asked to run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct PublishedBundle {
     /// The model.
+    #[schema(value_type = String)]
     pub model: ModelName,
     /// Its version.
+    #[schema(value_type = u64)]
     pub version: ModelVersion,
     /// Its TUF target.
     pub target: String,
-    /// Its chunk index.
+    /// Its chunk index: `sha256:` and 64 hex digits.
+    #[schema(value_type = String)]
     pub index: Digest,
     /// The chunk index's length.
     pub index_bytes: u64,

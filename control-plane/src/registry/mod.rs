@@ -14,22 +14,26 @@ use skerry_shared::{
     id::{ModelName, ModelVersion, RunId},
     oip::TensorMetadata,
 };
+use utoipa::ToSchema;
 
 use crate::{
     blob::{BlobError, BlobStore},
     db::{Db, DbError},
+    openapi,
 };
 
 /// A registered model with its versions.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct RegisteredModel {
     /// Its name.
+    #[schema(value_type = String)]
     pub name: ModelName,
     /// One sentence for people.
     pub description: String,
     /// The user's tags.
     pub tags: BTreeMap<String, String>,
     /// Movable names of versions.
+    #[schema(value_type = BTreeMap<String, u64>)]
     pub aliases: BTreeMap<String, ModelVersion>,
     /// All versions, the oldest first.
     pub versions: Vec<ModelVersionInfo>,
@@ -38,18 +42,23 @@ pub struct RegisteredModel {
 }
 
 /// A version of a registered model.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = ModelVersion)]
 pub struct ModelVersionInfo {
     /// The model.
+    #[schema(value_type = String)]
     pub model: ModelName,
     /// Counted from 1.
+    #[schema(value_type = u64, minimum = 1)]
     pub version: ModelVersion,
-    /// Its ONNX file.
+    /// Its ONNX file: `sha256:` and 64 hex digits.
+    #[schema(value_type = String)]
     pub digest: Digest,
     /// The file's length.
     pub size_bytes: u64,
     /// The run that made it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, nullable = false)]
     pub run_id: Option<RunId>,
     /// One sentence for people.
     pub description: String,
@@ -58,8 +67,10 @@ pub struct ModelVersionInfo {
     /// The aliases that point at it.
     pub aliases: Vec<String>,
     /// What the ONNX file takes.
+    #[schema(value_type = Vec<openapi::TensorMetadata>)]
     pub inputs: Vec<TensorMetadata>,
     /// What it gives.
+    #[schema(value_type = Vec<openapi::TensorMetadata>)]
     pub outputs: Vec<TensorMetadata>,
     /// UTC milliseconds.
     pub created_at_ms: u64,

@@ -18,10 +18,12 @@ use skerry_shared::{
     digest::Digest,
     id::{DeviceId, Generation, ModelName, ModelVersion, RolloutId},
 };
+use utoipa::ToSchema;
 
 use crate::{
     db::{Db, DbError},
     devices::{self, DeviceError, InvalidSelector, Selector},
+    openapi,
     publish::{self, PublishError},
 };
 
@@ -33,23 +35,28 @@ const PROBATION_MAX_MS: u64 = 86_400_000;
 const GROUPS_MAX: usize = 32;
 
 /// A rollout with its groups and devices.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Rollout {
     /// Its number.
+    #[schema(value_type = u64)]
     pub id: RolloutId,
     /// The model.
+    #[schema(value_type = String)]
     pub model: ModelName,
     /// The version that it brings.
+    #[schema(value_type = u64)]
     pub version: ModelVersion,
     /// The bundle's TUF target.
     pub target: String,
     /// The bundle's chunk index.
+    #[schema(value_type = String)]
     pub index: Digest,
     /// How long the version serves on probation on each device, in milliseconds.
     pub probation_ms: u32,
     /// How long a device may say nothing, in milliseconds, probation not counted.
     pub silent_after_ms: u64,
     /// Which devices were meant.
+    #[schema(value_type = String)]
     pub selector: Selector,
     /// Where it stands.
     pub state: RolloutState,
@@ -89,7 +96,7 @@ impl Rollout {
 ///   │                  └────────┴─ error, abort ─▶ Stopping ─▶ Stopped
 ///   └─ abort ─▶ Stopped
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RolloutState {
     /// Waits for somebody to start it.
@@ -116,7 +123,7 @@ impl RolloutState {
 }
 
 /// A deployment group.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Group {
     /// Its name.
     pub name: String,
@@ -130,9 +137,10 @@ pub struct Group {
 }
 
 /// How a group's devices are chosen, and what they must prove.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GroupRule {
-    /// Which devices.
+    /// Which devices of those that earlier groups have left: `3`, `20%`, `label:site=north` or `rest`.
+    #[schema(value_type = String)]
     pub size: GroupSize,
     /// Percent of them that must succeed before the next group begins; 1 to 100.
     #[serde(default = "hundred")]
@@ -218,9 +226,10 @@ impl From<GroupSize> for String {
 }
 
 /// How far one device of a rollout is.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct DeviceProgress {
     /// The device.
+    #[schema(value_type = String)]
     pub device: DeviceId,
     /// Its state.
     pub state: DeviceState,
@@ -230,10 +239,11 @@ pub struct DeviceProgress {
 }
 
 /// What a rollout remembers of a device beside its state.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Detail {
     /// Why it failed, or what it last complained about.
     #[serde(default)]
+    #[schema(value_type = Option<openapi::ReportedError>)]
     pub error: Option<ReportedError>,
     /// Set when its desired state was changed.
     #[serde(default)]
@@ -256,27 +266,30 @@ pub struct Detail {
 }
 
 /// The change of a device's desired state.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Assigned {
     /// The generation that carries it.
+    #[schema(value_type = u64)]
     pub generation: Generation,
     /// UTC milliseconds.
     pub at_ms: u64,
     /// What the device should run of this model before: to be put back if the new one fails.
+    #[schema(value_type = Option<openapi::BundleAssignment>)]
     pub previous: Option<BundleAssignment>,
 }
 
 /// The change back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Reverted {
     /// The generation that carries it.
+    #[schema(value_type = u64)]
     pub generation: Generation,
     /// UTC milliseconds.
     pub at_ms: u64,
 }
 
 /// The states of a device in a rollout (DESIGN §6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceState {
     /// Not told yet, or has not answered yet.

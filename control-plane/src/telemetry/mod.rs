@@ -19,6 +19,7 @@ use skerry_shared::{
     desired::FrameId,
     id::{DeviceId, ModelName, ModelVersion},
 };
+use utoipa::ToSchema;
 
 use crate::db::Migration;
 
@@ -47,13 +48,16 @@ pub struct Acked {
 }
 
 /// The inferences of one model version on one device, over all that retention has left.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Summary {
     /// The device.
+    #[schema(value_type = String)]
     pub device: DeviceId,
     /// The model.
+    #[schema(value_type = String)]
     pub model: ModelName,
     /// Its version.
+    #[schema(value_type = u64)]
     pub version: ModelVersion,
     /// Requests that reached the model.
     pub inferences: u64,
@@ -72,7 +76,7 @@ pub struct Summary {
 }
 
 /// One stored point.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct StoredPoint {
     /// The metric's name.
     pub metric: String,
@@ -91,7 +95,7 @@ pub struct StoredPoint {
 }
 
 /// What was ever taken in.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Totals {
     /// Frames stored.
     pub frames: u64,
@@ -106,9 +110,10 @@ pub struct Totals {
 }
 
 /// What was ever taken in from one device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct DeviceTotal {
     /// The device.
+    #[schema(value_type = String)]
     pub device: DeviceId,
     /// Points stored, those that retention has deleted too.
     pub points: u64,

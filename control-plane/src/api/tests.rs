@@ -1,0 +1,370 @@
+//! What the API promises as a whole: its document, and its answers to calls that are not understood.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use axum::{
+    body::Body,
+    http::{Request, StatusCode},
+};
+use serde_json::{Value, json};
+use skerry_shared::desired::Reported;
+
+use crate::{
+    app::now_ms,
+    devices,
+    test_server::{Answer, BODY_LIMIT_BYTES, TestServer},
+};
+
+fn assert_problem(answer: &Answer, status: u16, kind: &str) {
+    assert_eq!(answer.status.as_u16(), status, "{}", answer.body);
+    assert_eq!(answer.header("content-type"), "application/problem+json");
+    let body = answer.json();
+    assert_eq!(body["type"], format!("urn:skerry:problem:{kind}"));
+    assert_eq!(body["status"], status);
+}
+
+fn operations(document: &Value) -> Vec<(String, String, &Value)> {
+    let paths = document["paths"].as_object().unwrap();
+    let operations = paths.iter().flat_map(|(path, item)| {
+        let methods = item.as_object().unwrap().iter();
+        methods.map(move |(method, operation)| (method.to_uppercase(), path.clone(), operation))
+    });
+    operations.collect()
+}
+
+async fn document(server: &TestServer) -> Value {
+    let answer = server
+        .send(Request::get("/openapi.json").body(Body::empty()).unwrap())
+        .await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert_eq!(answer.header("content-type"), "application/json");
+    answer.json()
+}
+
+#[tokio::test]
+async fn the_document_names_every_call() {
+    let server = TestServer::start().await;
+    let document = document(&server).await;
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1."));
+    let calls: BTreeSet<String> = operations(&document)
+        .iter()
+        .map(|(method, path, _)| format!("{method} {path}"))
+        .collect();
+    for call in [
+        "DELETE /api/v1/models/{name}/aliases/{alias}",
+        "GET /api/v1/blobs/{digest}",
+        "GET /api/v1/bundles",
+        "GET /api/v1/bundles/{model}/{version}",
+        "GET /api/v1/devices",
+        "GET /api/v1/devices/{id}",
+        "GET /api/v1/health",
+        "GET /api/v1/models",
+        "GET /api/v1/models/{name}",
+        "GET /api/v1/models/{name}/versions/{version}",
+        "GET /api/v1/models/{name}/versions/{version}/onnx",
+        "GET /api/v1/rollouts",
+        "GET /api/v1/rollouts/{id}",
+        "GET /api/v1/rollouts/{id}/events",
+        "GET /api/v1/telemetry/points",
+        "GET /api/v1/telemetry/summary",
+        "GET /api/v1/telemetry/totals",
+        "GET /api/v1/tuf/targets.json",
+        "GET /tuf/{file}",
+        "PATCH /api/v1/devices/{id}",
+        "POST /api/v1/bundles",
+        "POST /api/v1/device-tokens",
+        "POST /api/v1/enroll",
+        "POST /api/v1/models",
+        "POST /api/v1/models/{name}/versions",
+        "POST /api/v1/rollouts",
+        "POST /api/v1/rollouts/{id}/abort",
+        "POST /api/v1/rollouts/{id}/pause",
+        "POST /api/v1/rollouts/{id}/resume",
+        "PUT /api/v1/blobs/{digest}",
+        "PUT /api/v1/models/{name}/aliases/{alias}",
+        "PUT /api/v1/models/{name}/versions/{version}/tags/{key}",
+    ] {
+        assert!(calls.contains(call), "{call} is missing in {calls:#?}");
+    }
+}
+
+#[tokio::test]
+async fn every_documented_call_exists_and_asks_for_a_token_when_it_says_so() {
+    let server = TestServer::start().await;
+    let document = document(&server).await;
+    for (method, path, operation) in operations(&document) {
+        let uri = path.replace(['{', '}'], "");
+        let request = Request::builder().method(method.as_str()).uri(uri);
+        let answer = server.send(request.body(Body::empty()).unwrap()).await;
+        let asks = answer.status == StatusCode::UNAUTHORIZED;
+        assert_eq!(
+            asks,
+            operation.get("security").is_some(),
+            "{method} {path}: {}",
+            answer.body
+        );
+        assert_ne!(answer.status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
+        assert!(!answer.body.contains("nothing at this address"), "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn every_operation_is_described_with_its_failures() {
+    let server = TestServer::start().await;
+    let document = document(&server).await;
+    let mut ids = BTreeSet::new();
+    for (method, path, operation) in operations(&document) {
+        let summary = operation["summary"].as_str().unwrap_or_default();
+        assert!(
+            !summary.is_empty() && !summary.ends_with('.'),
+            "{method} {path}: {summary:?}"
+        );
+        assert!(
+            ids.insert(operation["operationId"].as_str().unwrap()),
+            "{method} {path}"
+        );
+        let failure = &operation["responses"]["default"]["content"]["application/problem+json"]["schema"];
+        assert_eq!(
+            failure["$ref"], "#/components/schemas/ProblemDetails",
+            "{method} {path}"
+        );
+        for parameter in operation["parameters"].as_array().into_iter().flatten() {
+            assert!(parameter["description"].is_string(), "{method} {path}: {parameter}");
+        }
+        let named: BTreeSet<&str> = path
+            .split('{')
+            .skip(1)
+            .filter_map(|rest| rest.split('}').next())
+            .collect();
+        let documented = operation["parameters"].as_array().into_iter().flatten();
+        let documented: BTreeSet<&str> = documented
+            .filter(|parameter| parameter["in"] == "path")
+            .filter_map(|parameter| parameter["name"].as_str())
+            .collect();
+        assert_eq!(named, documented, "{method} {path}");
+    }
+    for reference in references(&document) {
+        let pointer = reference.strip_prefix('#').unwrap();
+        assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
+    }
+}
+
+fn references(value: &Value) -> Vec<&str> {
+    match value {
+        Value::Object(map) => map
+            .iter()
+            .flat_map(|(key, value)| match value {
+                Value::String(text) if key == "$ref" => vec![text.as_str()],
+                other => references(other),
+            })
+            .collect(),
+        Value::Array(values) => values.iter().flat_map(references).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// An object's members and those that must be there, with everything that `allOf` adds.
+fn members<'a>(document: &'a Value, schema: &'a Value) -> (BTreeMap<&'a str, &'a Value>, BTreeSet<&'a str>) {
+    let schema = resolve(document, schema);
+    let (mut properties, mut required) = (BTreeMap::new(), BTreeSet::new());
+    for part in schema["allOf"].as_array().into_iter().flatten() {
+        let (more, must) = members(document, part);
+        properties.extend(more);
+        required.extend(must);
+    }
+    let own = schema["properties"].as_object().into_iter().flatten();
+    properties.extend(own.map(|(name, schema)| (name.as_str(), schema)));
+    required.extend(
+        schema["required"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str),
+    );
+    (properties, required)
+}
+
+fn resolve<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
+    match schema["$ref"].as_str() {
+        Some(reference) => document.pointer(reference.strip_prefix('#').unwrap()).unwrap(),
+        None => schema,
+    }
+}
+
+/// The value has the members that its schema requires, and none that it does not know.
+fn assert_fits(document: &Value, schema: &Value, value: &Value, place: &str) {
+    let schema = resolve(document, schema);
+    if let Some(choices) = schema["oneOf"].as_array() {
+        let choice = choices
+            .iter()
+            .find(|choice| (choice["type"] == "null") == value.is_null());
+        return assert_fits(document, choice.unwrap(), value, place);
+    }
+    let (properties, required) = members(document, schema);
+    match value {
+        Value::Object(found) if !properties.is_empty() => {
+            for name in required {
+                assert!(found.contains_key(name), "{place}: no {name}");
+            }
+            for (name, member) in found {
+                let schema = properties.get(name.as_str());
+                let schema = schema.unwrap_or_else(|| panic!("{place}: {name} is not documented"));
+                assert_fits(document, schema, member, &format!("{place}.{name}"));
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                assert_fits(document, &schema["items"], item, place);
+            }
+        }
+        Value::String(text) if schema["enum"].is_array() => {
+            assert!(schema["enum"].as_array().unwrap().contains(value), "{place}: {text}");
+        }
+        other => {
+            let name = match other {
+                Value::Null => "null",
+                Value::Bool(_) => "boolean",
+                Value::Number(_) => "integer",
+                Value::String(_) => "string",
+                Value::Array(_) | Value::Object(_) => "object",
+            };
+            let types = &schema["type"];
+            let fits = types == name || types.as_array().is_some_and(|types| types.contains(&json!(name)));
+            assert!(fits, "{place} is a {name}, documented as {schema}");
+        }
+    }
+}
+
+fn reported() -> Reported {
+    let index = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+    let error = json!({"code": "golden_mismatch", "message": "output 0 differs"});
+    let outcome = |kind: &str, rollout: Value| {
+        json!({"generation": 2, "model": "motion", "version": 2, "rollout": rollout, "wire_bytes": 9,
+               "result": {"kind": kind, "error": error}})
+    };
+    let mut succeeded = outcome("succeeded", Value::Null);
+    succeeded["result"] = json!({"kind": "succeeded"});
+    let value = json!({
+        "schema": "1.0", "device": "dev-1", "boot_id": "0123456789abcdef0123456789abcdef", "seq": 1,
+        "device_time_ms": 5, "generation": 2,
+        "agent": {"version": "0.1.0", "platform": "pulley64", "inference_address": "127.0.0.1:8090"},
+        "update": {"state": "download", "model": "motion", "version": 3, "rollout": 4, "have_bytes": 1, "total_bytes": 2},
+        "bundles": [{"model": "motion", "version": 1, "slot": "current", "index": index}],
+        "outcomes": [outcome("failed", json!(4)), outcome("rolled_back", Value::Null), succeeded],
+    });
+    serde_json::from_value(value).unwrap()
+}
+
+#[tokio::test]
+async fn a_device_is_answered_as_documented() {
+    let server = TestServer::start().await;
+    let document = document(&server).await;
+    let schema = &document["paths"]["/api/v1/devices/{id}"]["get"]["responses"]["200"]["content"]["application/json"];
+    server.enroll("dev-1", &[("site", "north")]).await;
+    let silent = server.api("GET", "/api/v1/devices/dev-1", "").await.json();
+    assert_fits(&document, &schema["schema"], &silent, "silent device");
+    assert_eq!(silent.get("update"), None);
+
+    devices::record_reported(&server.server.app().core, reported(), now_ms())
+        .await
+        .unwrap();
+    let device = server.api("GET", "/api/v1/devices/dev-1", "").await.json();
+    assert_fits(&document, &schema["schema"], &device, "device");
+    assert_eq!(device["outcomes"][0]["result"]["error"]["code"], "golden_mismatch");
+    assert_eq!(device["reported_generation"], 2);
+}
+
+#[tokio::test]
+async fn a_model_and_a_token_are_answered_as_documented() {
+    let server = TestServer::start().await;
+    let document = document(&server).await;
+    for (path, body) in [
+        ("/api/v1/models", json!({"name": "motion", "tags": {"team": "wrist"}})),
+        ("/api/v1/device-tokens", json!({"labels": {"site": "north"}})),
+    ] {
+        let answer = server.api("POST", path, body.to_string()).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.body);
+        let schema = &document["paths"][path]["post"]["responses"]["201"]["content"]["application/json"]["schema"];
+        assert_fits(&document, schema, &answer.json(), path);
+    }
+}
+
+#[tokio::test]
+async fn a_rollout_and_a_bundle_are_answered_as_documented() {
+    let server = TestServer::start().await;
+    let document = document(&server).await;
+    server.enroll("dev-1", &[]).await;
+    server.publish("motion", 2).await;
+    let body = json!({"model": "motion", "version": 2, "groups": [{"size": "1"}]});
+    let rollout = server.api("POST", "/api/v1/rollouts", body.to_string()).await;
+    assert_eq!(rollout.status, StatusCode::CREATED, "{}", rollout.body);
+    for (path, found) in [
+        ("/api/v1/rollouts", "/api/v1/rollouts"),
+        ("/api/v1/rollouts/{id}", "/api/v1/rollouts/1"),
+        ("/api/v1/bundles", "/api/v1/bundles"),
+        ("/api/v1/models/{name}", "/api/v1/models/motion"),
+    ] {
+        let schema = &document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"];
+        assert_fits(&document, schema, &server.api("GET", found, "").await.json(), path);
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_address_or_method_is_a_problem() {
+    let server = TestServer::start().await;
+    for path in ["/api", "/api/v1", "/api/v1/nothing", "/api/v2/devices"] {
+        assert_problem(&server.api("GET", path, "").await, 404, "not-found");
+    }
+    for (method, path) in [
+        ("DELETE", "/api/v1/devices"),
+        ("POST", "/tuf/timestamp.json"),
+        ("POST", "/openapi.json"),
+    ] {
+        assert_problem(&server.api(method, path, "").await, 405, "method-not-allowed");
+    }
+}
+
+#[tokio::test]
+async fn malformed_input_is_a_problem() {
+    let server = TestServer::start().await;
+    let long_query = "/api/v1/devices?selector=a%00b";
+    for (method, path, body, status, kind) in [
+        ("POST", "/api/v1/models", "{", 400, "bad-request"),
+        ("POST", "/api/v1/models", "{\"name\": \"a/b\"}", 422, "refused"),
+        ("GET", "/api/v1/bundles/motion/first", "", 400, "bad-request"),
+        ("GET", "/api/v1/models/%ff", "", 400, "bad-request"),
+        ("GET", "/api/v1/blobs/zz", "", 400, "bad-request"),
+        ("GET", long_query, "", 422, "refused"),
+        ("GET", "/api/v1/devices?selector=a&selector=b", "", 400, "bad-request"),
+        (
+            "POST",
+            "/api/v1/models/motion/versions?run_id=7",
+            "",
+            400,
+            "bad-request",
+        ),
+    ] {
+        let answer = server.api(method, path, body).await;
+        assert_problem(&answer, status, kind);
+    }
+}
+
+#[tokio::test]
+async fn a_body_beyond_its_limit_is_a_problem() {
+    let server = TestServer::start().await;
+    let large = vec![b' '; BODY_LIMIT_BYTES + 1];
+    let path = format!("/api/v1/blobs/{}", "0".repeat(64));
+    assert_problem(&server.api("PUT", &path, large).await, 413, "too-large");
+    let large = vec![b' '; super::JSON_LIMIT_BYTES + 1];
+    assert_problem(&server.api("POST", "/api/v1/models", large).await, 413, "too-large");
+}
+
+#[tokio::test]
+async fn a_missing_or_wrong_token_is_a_problem() {
+    let server = TestServer::start().await;
+    for authorization in ["", "Bearer skp_wrong", "Basic abc"] {
+        let request = Request::get("/api/v1/devices").header("authorization", authorization);
+        let answer = server.send(request.body(Body::empty()).unwrap()).await;
+        assert_problem(&answer, 401, "unauthorized");
+    }
+}

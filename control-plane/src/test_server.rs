@@ -1,0 +1,133 @@
+//! A whole control plane on ports that the system chooses, for tests of its edges.
+
+use std::net::SocketAddr;
+
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderMap, Request, StatusCode, header},
+};
+use rusqlite::{Connection, params};
+use skerry_shared::digest::Digest;
+use tempfile::TempDir;
+use tower::ServiceExt;
+
+use crate::{
+    app::{self, Server},
+    cli::keys,
+    config::{Config, Mqtt},
+    db::DbError,
+    devices::{self, Enrolment},
+};
+
+/// More than any body in these tests that should pass.
+pub(crate) const BODY_LIMIT_BYTES: usize = 64 * 1024;
+
+/// A running control plane with its data in a temporary folder.
+pub(crate) struct TestServer {
+    pub(crate) server: Server,
+    pub(crate) router: Router,
+    pub(crate) token: String,
+    _dir: TempDir,
+}
+
+/// An answer, read to its end.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .map(|value| value.to_str().unwrap())
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+impl TestServer {
+    pub(crate) async fn start() -> TestServer {
+        let dir = tempfile::tempdir().unwrap();
+        keys::init(&dir.path().join("signing")).unwrap();
+        let mut config = Config::new(dir.path());
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.http_bind = any_port;
+        config.mqtt = Mqtt::Embedded { bind: any_port };
+        config.signing_dir = dir.path().join("signing/online");
+        config.body_limit_bytes = BODY_LIMIT_BYTES;
+        let server = Server::start(config).await.unwrap();
+        TestServer {
+            router: app::router(server.app()),
+            token: server.first_api_token().unwrap().to_owned(),
+            server,
+            _dir: dir,
+        }
+    }
+
+    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        Answer {
+            status,
+            headers,
+            body: String::from_utf8(body.to_vec()).unwrap(),
+        }
+    }
+
+    /// Calls the API with the token.
+    pub(crate) async fn api(&self, method: &str, path: &str, body: impl Into<Body>) -> Answer {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::AUTHORIZATION, format!("Bearer {}", self.token))
+            .header(header::CONTENT_TYPE, "application/json");
+        self.send(request.body(body.into()).unwrap()).await
+    }
+
+    /// Enrols a device without an agent.
+    pub(crate) async fn enroll(&self, id: &str, labels: &[(&str, &str)]) {
+        let core = &self.server.app().core;
+        let now = app::now_ms();
+        let secret = id.as_bytes().to_vec();
+        let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        devices::create_token(core, Digest::of(&secret), labels, 1, now, now + 60_000)
+            .await
+            .unwrap();
+        let enrolment = Enrolment {
+            secret,
+            device: id.parse().unwrap(),
+            public_key: String::new(),
+            platform: "aarch64-unknown-linux-gnu".parse().unwrap(),
+            agent_version: "0.1.0".to_owned(),
+            secret_hash: Digest::of(b"password"),
+        };
+        devices::enroll(core, enrolment, now).await.unwrap();
+    }
+
+    /// Makes a model version with a published bundle. No device could fetch it.
+    pub(crate) async fn publish(&self, model: &str, version: u64) {
+        let digest = Digest::of(format!("{model} {version}").as_bytes()).to_string();
+        let (model, version) = (model.to_owned(), version as i64);
+        let insert = move |conn: &Connection| -> Result<(), DbError> {
+            conn.execute("INSERT OR IGNORE INTO models VALUES (?1, '', '{}', 0)", [&model])?;
+            conn.execute(
+                "INSERT INTO model_versions VALUES (?1, ?2, ?3, 1048576, NULL, '', '{}',
+                    '[{\"name\":\"window\",\"datatype\":\"FP32\",\"shape\":[-1,3]}]', '[]', 0)",
+                params![model, version, digest],
+            )?;
+            conn.execute(
+                "INSERT INTO bundles VALUES (?1, ?2, 'a target', ?3, 900, 2000000, 1500000, 0)",
+                params![model, version, digest],
+            )?;
+            Ok(())
+        };
+        self.server.app().core.write(insert).await.unwrap();
+    }
+}

@@ -1,0 +1,103 @@
+//! What a person sees when a page cannot be shown.
+
+use askama::Template;
+use axum::{
+    http::StatusCode,
+    response::{Html, IntoResponse, Response},
+};
+
+use crate::{db::DbError, devices::DeviceError, rollouts::RolloutError};
+
+/// A failed page.
+#[derive(Debug)]
+pub(super) enum PageError {
+    /// There is no such thing.
+    NotFound(String),
+    /// The request did not come from one of our pages.
+    Forbidden,
+    /// The present state does not allow it.
+    Conflict(String),
+    /// The form or address is malformed.
+    Malformed,
+    /// Too many of something.
+    Busy(&'static str),
+    /// Ours; the log says why.
+    Internal,
+}
+
+impl PageError {
+    /// For errors whose cause is ours: the log gets the chain, the page does not.
+    pub(super) fn internal(error: impl std::error::Error + Send + Sync + 'static) -> PageError {
+        tracing::error!(error = format!("{:#}", anyhow::Error::new(error)), "a page failed");
+        PageError::Internal
+    }
+}
+
+impl From<DbError> for PageError {
+    fn from(error: DbError) -> PageError {
+        PageError::internal(error)
+    }
+}
+
+impl From<DeviceError> for PageError {
+    fn from(error: DeviceError) -> PageError {
+        match error {
+            DeviceError::NotFound(_) => PageError::NotFound(sentence(&error)),
+            other => PageError::internal(other),
+        }
+    }
+}
+
+impl From<RolloutError> for PageError {
+    fn from(error: RolloutError) -> PageError {
+        match error {
+            RolloutError::NotFound(_) => PageError::NotFound(sentence(&error)),
+            RolloutError::State { .. } | RolloutError::Overlap { .. } => PageError::Conflict(sentence(&error)),
+            other => PageError::internal(other),
+        }
+    }
+}
+
+/// An error's words as a sentence.
+fn sentence(error: &dyn std::error::Error) -> String {
+    let text = error.to_string();
+    let mut chars = text.chars();
+    match chars.next() {
+        Some(first) => format!("{}{}.", first.to_uppercase(), chars.as_str()),
+        None => text,
+    }
+}
+
+#[derive(Template)]
+#[template(path = "error.html")]
+struct ErrorPage {
+    title: &'static str,
+    text: String,
+}
+
+impl IntoResponse for PageError {
+    fn into_response(self) -> Response {
+        let (status, title, text) = match self {
+            PageError::NotFound(text) => (StatusCode::NOT_FOUND, "Not found", text),
+            PageError::Forbidden => {
+                let text = "The request did not come from a page of this console, or the page was too old. Go back, \
+                            reload, and try again.";
+                (StatusCode::FORBIDDEN, "Refused", text.to_owned())
+            }
+            PageError::Conflict(text) => (StatusCode::CONFLICT, "Not possible now", text),
+            PageError::Malformed => {
+                let text = "The request is malformed.".to_owned();
+                (StatusCode::BAD_REQUEST, "Not understood", text)
+            }
+            PageError::Busy(text) => (StatusCode::SERVICE_UNAVAILABLE, "Busy", text.to_owned()),
+            PageError::Internal => {
+                let text = "The control plane failed; its log says why.".to_owned();
+                (StatusCode::INTERNAL_SERVER_ERROR, "Failed", text)
+            }
+        };
+        match (ErrorPage { title, text }).render() {
+            Ok(html) => (status, Html(html)).into_response(),
+            Err(_) => status.into_response(),
+        }
+    }
+}

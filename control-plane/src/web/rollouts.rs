@@ -1,0 +1,108 @@
+//! The pages of rollouts, and the three things a person can do to one.
+
+use askama::Template;
+use axum::{
+    Extension, Form,
+    extract::{Path, State, rejection::FormRejection},
+    http::HeaderMap,
+    response::{Html, Redirect},
+};
+use skerry_shared::id::RolloutId;
+
+use super::{
+    Console, PageError, page,
+    pages::Frame,
+    session::Session,
+    sign_in::{CsrfForm, check_form},
+    view::rollout::{RolloutRow, RolloutView},
+};
+use crate::{
+    app::Change,
+    devices::{self, Selector},
+    rollouts::{self, Rollout, RolloutError},
+};
+
+#[derive(Template)]
+#[template(path = "rollouts.html")]
+struct RolloutsPage {
+    frame: Frame,
+    rollouts: Vec<RolloutRow>,
+}
+
+pub(super) async fn list(
+    State(console): State<Console>,
+    Extension(session): Extension<Session>,
+) -> Result<Html<String>, PageError> {
+    let frame = Frame::new("rollouts", "rollout", session);
+    let rollouts = rollouts::list(&console.app.core).await?;
+    let rollouts = rollouts
+        .iter()
+        .map(|rollout| RolloutRow::new(rollout, frame.now_ms))
+        .collect();
+    page(&RolloutsPage { frame, rollouts })
+}
+
+#[derive(Template)]
+#[template(path = "rollout.html")]
+struct RolloutPage {
+    frame: Frame,
+    rollout: RolloutView,
+}
+
+pub(super) async fn show(
+    State(console): State<Console>,
+    Extension(session): Extension<Session>,
+    Path(id): Path<String>,
+) -> Result<Html<String>, PageError> {
+    let rollout = rollouts::get(&console.app.core, parse(&id)?).await?;
+    let devices = devices::list(&console.app.core, &Selector::default()).await?;
+    let frame = Frame::new("rollouts", format!("rollout:{} device", rollout.id), session);
+    let rollout = RolloutView::new(&rollout, &devices, frame.now_ms);
+    page(&RolloutPage { frame, rollout })
+}
+
+fn parse(id: &str) -> Result<RolloutId, PageError> {
+    id.parse()
+        .map_err(|_| PageError::NotFound("There is no such rollout.".to_owned()))
+}
+
+type FormResult = Result<Form<CsrfForm>, FormRejection>;
+
+pub(super) async fn pause(
+    State(console): State<Console>,
+    Extension(session): Extension<Session>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    form: FormResult,
+) -> Result<Redirect, PageError> {
+    check_form(&session, &headers, form)?;
+    changed(&console, rollouts::pause(&console.app.core, parse(&id)?).await)
+}
+
+pub(super) async fn resume(
+    State(console): State<Console>,
+    Extension(session): Extension<Session>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    form: FormResult,
+) -> Result<Redirect, PageError> {
+    check_form(&session, &headers, form)?;
+    changed(&console, rollouts::resume(&console.app.core, parse(&id)?).await)
+}
+
+pub(super) async fn abort(
+    State(console): State<Console>,
+    Extension(session): Extension<Session>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    form: FormResult,
+) -> Result<Redirect, PageError> {
+    check_form(&session, &headers, form)?;
+    changed(&console, rollouts::abort(&console.app.core, parse(&id)?).await)
+}
+
+fn changed(console: &Console, rollout: Result<Rollout, RolloutError>) -> Result<Redirect, PageError> {
+    let id = rollout?.id;
+    console.app.changes.send(Change::Rollout(id));
+    Ok(Redirect::to(&format!("/rollouts/{id}")))
+}

@@ -1,0 +1,371 @@
+//! The console as a browser meets it: a whole control plane behind an in-process router.
+
+use axum::{
+    body::Body,
+    http::{Request, StatusCode, header},
+};
+use futures_util::{Stream, StreamExt};
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use crate::{
+    app::{Change, now_ms},
+    db::DbError,
+    devices,
+    test_server::{Answer, TestServer},
+};
+
+const INDEX: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+
+struct Browser {
+    server: TestServer,
+    cookie: String,
+}
+
+impl Browser {
+    async fn sign_in() -> Browser {
+        let server = TestServer::start().await;
+        let answer = login(&server, &server.token, &[]).await;
+        assert_eq!(answer.status, StatusCode::SEE_OTHER);
+        let cookie = answer.header("set-cookie");
+        for attribute in ["HttpOnly", "SameSite=Strict", "Path=/", "Max-Age=43200"] {
+            assert!(cookie.contains(attribute), "{cookie}");
+        }
+        assert!(!cookie.contains(&server.token));
+        let cookie = cookie.split(';').next().unwrap().to_owned();
+        Browser { server, cookie }
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        let request = Request::get(path).header(header::COOKIE, &self.cookie);
+        self.server.send(request.body(Body::empty()).unwrap()).await
+    }
+
+    async fn post(&self, path: &str, csrf: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut request = Request::post(path)
+            .header(header::COOKIE, &self.cookie)
+            .header(header::HOST, "skerry.test")
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.server
+            .send(request.body(format!("csrf={csrf}").into()).unwrap())
+            .await
+    }
+
+    /// The session's secret, as a page carries it.
+    async fn csrf(&self) -> String {
+        let page = self.get("/").await.body;
+        let (_, rest) = page.split_once("name=\"csrf\" value=\"").unwrap();
+        rest.split('"').next().unwrap().to_owned()
+    }
+
+    async fn stream(&self) -> impl Stream<Item = String> + Unpin + use<> {
+        let request = Request::get("/console/events").header(header::COOKIE, &self.cookie);
+        let request = request.body(Body::empty()).unwrap();
+        let response = self.server.router.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+        let frames = response.into_body().into_data_stream();
+        frames.map(|frame| String::from_utf8(frame.unwrap().to_vec()).unwrap())
+    }
+
+    async fn report(&self, device: &str, change: impl FnOnce(&mut Value)) {
+        let mut reported = json!({
+            "schema": "1.0", "device": device, "boot_id": "0123456789abcdef0123456789abcdef", "seq": 1,
+            "device_time_ms": 5, "generation": 0,
+            "agent": {"version": "0.1.0", "platform": "pulley64"},
+            "update": {"state": "idle"},
+            "bundles": [{"model": "motion", "version": 7, "slot": "current", "index": INDEX}],
+        });
+        change(&mut reported);
+        let reported = serde_json::from_value(reported).unwrap();
+        devices::record_reported(&self.server.server.app().core, reported, now_ms())
+            .await
+            .unwrap();
+    }
+
+    async fn rollout(&self) {
+        self.server.enroll("dev-1", &[]).await;
+        self.server.publish("motion", 2).await;
+        let body = json!({"model": "motion", "version": 2, "groups": [{"size": "1"}]});
+        let answer = self.server.api("POST", "/api/v1/rollouts", body.to_string()).await;
+        assert_eq!(answer.status, StatusCode::CREATED);
+    }
+}
+
+async fn login(server: &TestServer, token: &str, headers: &[(&str, &str)]) -> Answer {
+    let mut request = Request::post("/login")
+        .header(header::HOST, "skerry.test")
+        .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    server
+        .send(request.body(format!("token={token}").into()).unwrap())
+        .await
+}
+
+async fn get(server: &TestServer, path: &str, accept: &str) -> Answer {
+    let request = Request::get(path).header(header::ACCEPT, accept);
+    server.send(request.body(Body::empty()).unwrap()).await
+}
+
+#[tokio::test]
+async fn without_a_session_every_page_leads_to_the_sign_in() {
+    let server = TestServer::start().await;
+    for path in [
+        "/",
+        "/devices/dev-1",
+        "/models",
+        "/rollouts",
+        "/rollouts/1",
+        "/console/events",
+    ] {
+        let answer = get(&server, path, "text/html").await;
+        assert_eq!(answer.status, StatusCode::SEE_OTHER, "{path}");
+        assert_eq!(answer.header("location"), "/login", "{path}");
+    }
+    for path in [
+        "/login",
+        "/assets/console.css",
+        "/assets/console.js",
+        "/assets/login.js",
+    ] {
+        assert_eq!(get(&server, path, "*/*").await.status, StatusCode::OK, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_token_is_refused_and_soon_not_even_looked_at() {
+    let server = TestServer::start().await;
+    let answer = login(&server, "skp_wrong", &[]).await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(answer.header("set-cookie"), "");
+    assert!(answer.body.contains("This API token is not known."));
+    let mut answers = Vec::new();
+    // More than twice a minute's failures: one minute may end in between.
+    for _ in 0..25 {
+        answers.push(login(&server, "skp_wrong", &[]).await.status);
+    }
+    assert!(answers.contains(&StatusCode::TOO_MANY_REQUESTS));
+}
+
+#[tokio::test]
+async fn a_session_ends_when_its_token_is_gone_or_at_sign_out() {
+    let browser = Browser::sign_in().await;
+    let csrf = browser.csrf().await;
+    assert_eq!(browser.post("/logout", &csrf, &[]).await.header("location"), "/login");
+    assert_eq!(browser.get("/").await.status, StatusCode::SEE_OTHER);
+
+    let browser = Browser::sign_in().await;
+    assert_eq!(browser.get("/").await.status, StatusCode::OK);
+    let delete = |conn: &rusqlite::Connection| Ok::<_, DbError>(conn.execute("DELETE FROM api_tokens", [])?);
+    browser.server.server.app().core.write(delete).await.unwrap();
+    assert_eq!(browser.get("/").await.status, StatusCode::SEE_OTHER);
+}
+
+#[tokio::test]
+async fn every_answer_forbids_foreign_content() {
+    let browser = Browser::sign_in().await;
+    for path in ["/", "/login", "/assets/console.js", "/devices/nobody", "/nowhere"] {
+        let answer = browser.get(path).await;
+        let policy = answer.header("content-security-policy");
+        assert!(policy.starts_with("default-src 'none';"), "{path}");
+        assert!(
+            policy.contains("frame-ancestors 'none'") && !policy.contains("unsafe"),
+            "{path}"
+        );
+        assert_eq!(answer.header("x-content-type-options"), "nosniff", "{path}");
+        assert_eq!(answer.header("referrer-policy"), "same-origin", "{path}");
+    }
+    assert_eq!(browser.get("/").await.header("cache-control"), "no-store");
+}
+
+#[tokio::test]
+async fn no_page_has_inline_script_or_style() {
+    let browser = Browser::sign_in().await;
+    browser.rollout().await;
+    for path in [
+        "/",
+        "/devices/dev-1",
+        "/models",
+        "/rollouts",
+        "/rollouts/1",
+        "/login",
+        "/nowhere",
+    ] {
+        let page = browser.get(path).await.body;
+        assert!(!page.contains("style="), "{path}");
+        assert!(!page.contains("<style"), "{path}");
+        assert_eq!(
+            page.matches("<script").count(),
+            page.matches("<script src=\"/assets/").count(),
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_empty_fleet_says_what_to_do() {
+    let browser = Browser::sign_in().await;
+    let page = browser.get("/").await.body;
+    assert!(
+        page.contains("skerry device token") && page.contains("skerry-agent enroll"),
+        "{page}"
+    );
+}
+
+#[tokio::test]
+async fn the_fleet_page_shows_what_devices_run() {
+    let browser = Browser::sign_in().await;
+    browser.server.enroll("dev-1", &[("site", "north")]).await;
+    browser.server.enroll("dev-2", &[]).await;
+    browser.report("dev-1", |_| ()).await;
+    let page = browser.get("/").await.body;
+    assert!(page.contains("motion <b>v7</b>"), "{page}");
+    assert!(page.contains("site=north") && page.contains("dev-2"), "{page}");
+
+    let filtered = browser.get("/?selector=site%3Dnorth").await.body;
+    assert!(filtered.contains("dev-1") && !filtered.contains("dev-2"), "{filtered}");
+    let refused = browser.get("/?selector=%3Cscript%3E").await.body;
+    assert!(
+        refused.contains("is no label selector") && !refused.contains("<script>"),
+        "{refused}"
+    );
+    let device = browser.get("/devices/dev-1").await.body;
+    assert!(device.contains("motion") && device.contains("current"), "{device}");
+    assert_eq!(browser.get("/devices/nobody").await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn hostile_words_stay_words() {
+    let hostile = "<script>alert(1)</script>\"'&";
+    let browser = Browser::sign_in().await;
+    browser.rollout().await;
+    let failed = |reported: &mut Value| {
+        let error = json!({"code": hostile, "message": hostile});
+        reported["refused"] = error.clone();
+        reported["agent"]["version"] = hostile.into();
+        reported["agent"]["inference_address"] = hostile.into();
+        reported["outcomes"] = json!([{"generation": 1, "model": "motion", "version": 2, "rollout": 1, "wire_bytes": 1,
+            "result": {"kind": "failed", "error": error}}]);
+    };
+    browser.report("dev-1", failed).await;
+    let labels = json!({hostile: hostile}).to_string();
+    let spoil = move |conn: &rusqlite::Connection| {
+        conn.execute("UPDATE devices SET labels = ?1", [&labels])?;
+        conn.execute("UPDATE models SET description = ?1", [hostile])?;
+        conn.execute("UPDATE model_versions SET description = ?1", [hostile])?;
+        Ok::<_, DbError>(())
+    };
+    browser.server.server.app().core.write(spoil).await.unwrap();
+    browser
+        .server
+        .server
+        .app()
+        .changes
+        .send(Change::Device("dev-1".parse().unwrap()));
+    for path in ["/", "/devices/dev-1", "/models", "/rollouts", "/rollouts/1"] {
+        let answer = browser.get(path).await;
+        assert_eq!(answer.status, StatusCode::OK, "{path}");
+        assert!(!answer.body.contains("<script>"), "{path}: {}", answer.body);
+        assert!(!answer.body.contains("\"'&\""), "{path}: {}", answer.body);
+    }
+    assert!(
+        browser
+            .get("/devices/dev-1")
+            .await
+            .body
+            .contains("&#60;script&#62;alert(1)")
+    );
+}
+
+#[tokio::test]
+async fn a_rollout_is_paused_only_from_its_own_page() {
+    let browser = Browser::sign_in().await;
+    browser.rollout().await;
+    let csrf = browser.csrf().await;
+    let foreign = [
+        (csrf.as_str(), "origin", "http://evil.test"),
+        (csrf.as_str(), "origin", "null"),
+        (csrf.as_str(), "sec-fetch-site", "cross-site"),
+        (csrf.as_str(), "sec-fetch-site", "same-site"),
+        ("", "origin", "http://skerry.test"),
+        ("0123", "sec-fetch-site", "same-origin"),
+    ];
+    for (csrf, name, value) in foreign {
+        let answer = browser.post("/rollouts/1/abort", csrf, &[(name, value)]).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{name}: {value}");
+    }
+    let state = async || browser.server.api("GET", "/api/v1/rollouts/1", "").await.json()["state"].clone();
+    assert_ne!(state().await, "stopping");
+
+    let own = [("origin", "http://skerry.test")];
+    let answer = browser.post("/rollouts/1/pause", &csrf, &own).await;
+    assert_eq!(answer.header("location"), "/rollouts/1", "{}", answer.body);
+    assert_eq!(state().await, "paused");
+    let page = browser.get("/rollouts/1").await.body;
+    assert!(
+        page.contains("paused by an operator") && page.contains("Resume"),
+        "{page}"
+    );
+    let answer = browser.post("/rollouts/2/pause", &csrf, &own).await;
+    assert_eq!(answer.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn another_site_cannot_sign_a_browser_in() {
+    let server = TestServer::start().await;
+    let answer = login(&server, &server.token, &[("origin", "http://evil.test")]).await;
+    assert_eq!(answer.status, StatusCode::FORBIDDEN);
+    let answer = login(&server, &server.token, &[("sec-fetch-site", "same-origin")]).await;
+    assert_eq!(answer.status, StatusCode::SEE_OTHER);
+}
+
+#[tokio::test]
+async fn the_models_page_tells_published_from_registered() {
+    let browser = Browser::sign_in().await;
+    assert!(browser.get("/models").await.body.contains("skerry model register"));
+    browser.server.publish("motion", 2).await;
+    let page = browser.get("/models").await.body;
+    assert!(page.contains("Published") && page.contains("2000.0 kB for all platforms, 1500.0 kB on the wire"));
+}
+
+#[tokio::test]
+async fn the_stream_tells_of_changes_and_of_its_own_gaps() {
+    let browser = Browser::sign_in().await;
+    let mut stream = browser.stream().await;
+    assert_eq!(stream.next().await.unwrap(), "data: all\n\n");
+    let changes = &browser.server.server.app().changes;
+    let change = || Change::Device("dev-1".parse().unwrap());
+    changes.send(change());
+    assert_eq!(stream.next().await.unwrap(), "data: device:dev-1\n\n");
+    // More than fit the channel, while nobody reads.
+    for _ in 0..5000 {
+        changes.send(change());
+    }
+    assert_eq!(stream.next().await.unwrap(), "data: all\n\n");
+}
+
+#[tokio::test]
+async fn the_stream_ends_with_the_control_plane() {
+    let browser = Browser::sign_in().await;
+    let mut stream = browser.stream().await;
+    stream.next().await.unwrap();
+    browser.server.server.app().shutdown.cancel();
+    while stream.next().await.is_some() {}
+}
+
+#[tokio::test]
+async fn an_unknown_address_is_a_page_for_browsers_and_a_problem_for_programs() {
+    let server = TestServer::start().await;
+    let page = get(&server, "/nowhere", "text/html,*/*").await;
+    assert_eq!(page.status, StatusCode::NOT_FOUND);
+    assert!(page.header("content-type").starts_with("text/html"));
+    for (path, accept) in [("/nowhere", "*/*"), ("/api/v1/nowhere", "text/html")] {
+        let answer = get(&server, path, accept).await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND);
+        assert_eq!(answer.header("content-type"), "application/problem+json", "{path}");
+    }
+}
