@@ -44,6 +44,7 @@ pub(crate) struct Options {
     pub(crate) state_dir: PathBuf,
     pub(crate) listen: std::net::SocketAddr,
     pub(crate) bandwidth: Option<u64>,
+    pub(crate) store_limit: Option<u64>,
 }
 
 /// How often probation is looked at.
@@ -77,7 +78,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
     getrandom::fill(&mut boot).context("no randomness from the system")?;
     let boot_id: BootId = hex::encode(boot).parse().expect("sixteen bytes are 32 hex digits");
     let keeper = Keeper::open(&options.state_dir)?;
-    let store = Store::open(&options.state_dir)?;
+    let store = Store::open(&options.state_dir, options.store_limit)?;
     let trust = Trust::open(&options.state_dir, keeper.get().floors).context("the trusted metadata is unusable")?;
     let serving = Arc::new(Serving::default());
     let runtime = Runtime::new()?;
@@ -90,6 +91,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
         address.as_bytes(),
         disk::Access::Everybody,
     )?;
+    tracing::info!(address, "local API listens");
     let (status, statuses) = tokio::sync::watch::channel(serde_json::Value::Null);
     let api = tokio::spawn(serve::run(listener, Arc::clone(&serving), statuses, shutdown.clone()));
 
@@ -229,6 +231,10 @@ impl Agent {
             // The state stays: the same effect runs again at the next tick.
             return log_disk(error);
         }
+        tracing::info!(
+            update.state = self.keeper.get().update.update_state().as_str(),
+            "the update goes on"
+        );
         self.report();
         if self.running.is_none() {
             self.begin(effect);
@@ -535,7 +541,7 @@ impl Worker {
         let manifest = verify::manifest(&self.store, &index)?;
         let files = verify::needed_files(&index, &manifest, &skerry_inference::host_platform())?;
         let needed_bytes: u64 = files.iter().map(|file| file.size_bytes).sum();
-        let free_bytes = disk::free_bytes(self.store.folder())?;
+        let free_bytes = self.store.room_bytes()?;
         if free_bytes < needed_bytes * 2 {
             return Err(VerifyError::DiskFull {
                 free_bytes,

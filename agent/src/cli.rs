@@ -1,6 +1,6 @@
 //! The agent's command line: enrol, run, status.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{ffi::OsString, io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -45,6 +45,9 @@ enum Command {
         /// The most bytes per second that downloads may use.
         #[arg(long, value_name = "BYTES_PER_SECOND")]
         bandwidth: Option<u64>,
+        /// The most bytes that bundles may take on disk; without it the disk's free space is the limit.
+        #[arg(long, value_name = "BYTES")]
+        store_limit: Option<u64>,
     },
     /// Shows what the agent on this device runs and does.
     Status {
@@ -71,10 +74,12 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             state_dir,
             listen,
             bandwidth,
+            store_limit,
         } => run(agent::Options {
             state_dir,
             listen,
             bandwidth,
+            store_limit,
         }),
         Command::Status { state_dir } => status(&state_dir),
     };
@@ -98,6 +103,7 @@ fn run(options: agent::Options) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -153,6 +153,16 @@ pub(crate) fn list(folder: &Path) -> Result<Vec<String>, DiskError> {
     names.collect::<Result<_, _>>().map_err(failed("list", folder))
 }
 
+/// The size of the files in a folder, together.
+pub(crate) fn size_bytes(folder: &Path) -> Result<u64, DiskError> {
+    let mut sum = 0;
+    for entry in fs::read_dir(folder).map_err(failed("list", folder))? {
+        let size = entry.and_then(|entry| entry.metadata()).map(|metadata| metadata.len());
+        sum += size.map_err(failed("list", folder))?;
+    }
+    Ok(sum)
+}
+
 /// Bytes that may still be written, with a hundredth of the disk kept free for everything else.
 pub(crate) fn free_bytes(path: &Path) -> Result<u64, DiskError> {
     let stat = rustix::fs::statvfs(path).map_err(|error| failed("look at the disk of", path)(error.into()))?;

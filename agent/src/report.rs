@@ -1,14 +1,12 @@
 //! What the device says about itself.
 
 use skerry_shared::{
-    desired::{
-        AgentInfo, InstalledBundle, Outcome, OutcomeResult, Reported, ReportedError, Slot, UpdateState, UpdateStatus,
-    },
+    desired::{AgentInfo, InstalledBundle, Outcome, OutcomeResult, Reported, ReportedError, Slot, UpdateStatus},
     id::{BootId, DeviceId},
     schema::SchemaVersion,
 };
 
-use crate::{record::Record, update::State};
+use crate::record::Record;
 
 /// What the record does not hold.
 pub(crate) struct Facts<'a> {
@@ -23,17 +21,7 @@ pub(crate) struct Facts<'a> {
 
 /// Makes the report.
 pub(crate) fn reported(record: &Record, facts: &Facts<'_>) -> Reported {
-    let state = match &record.update {
-        State::Idle => UpdateState::Idle,
-        State::Sync { .. } => UpdateState::Sync,
-        State::Download { .. } => UpdateState::Download,
-        State::Verify { .. } => UpdateState::Verify,
-        State::Install { .. } => UpdateState::Install,
-        State::Probation { .. } => UpdateState::Probation,
-        State::Commit { .. } => UpdateState::Commit,
-        State::Rollback { .. } => UpdateState::Rollback,
-        State::Failure { .. } => UpdateState::Failure,
-    };
+    let state = record.update.update_state();
     let assignment = record.update.job().map(|job| &job.assignment);
     let (have_bytes, total_bytes) = if assignment.is_some() { facts.progress } else { (0, 0) };
     let bundles = record.slots.iter().flat_map(|(model, slots)| {

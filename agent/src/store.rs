@@ -24,18 +24,20 @@ pub(crate) struct Store {
     indexes: PathBuf,
     objects: PathBuf,
     staging: PathBuf,
+    limit_bytes: Option<u64>,
 }
 
 /// Where content of installed bundles lies: by digest of the chunk.
 pub(crate) type Sources = BTreeMap<Digest, (PathBuf, u64, usize)>;
 
 impl Store {
-    pub(crate) fn open(state_dir: &Path) -> Result<Store, DiskError> {
+    pub(crate) fn open(state_dir: &Path, limit_bytes: Option<u64>) -> Result<Store, DiskError> {
         let folder = |name: &str| state_dir.join("store").join(name);
         let store = Store {
             indexes: folder("indexes"),
             objects: folder("objects"),
             staging: folder("staging"),
+            limit_bytes,
         };
         for path in [&store.indexes, &store.objects, &store.staging] {
             disk::make_folder(path)?;
@@ -43,9 +45,12 @@ impl Store {
         Ok(store)
     }
 
-    /// A folder on the store's disk.
-    pub(crate) fn folder(&self) -> &Path {
-        &self.objects
+    /// Bytes that may still be added: what the disk has free, and what the limit leaves.
+    pub(crate) fn room_bytes(&self) -> Result<u64, DiskError> {
+        let free = disk::free_bytes(&self.objects)?;
+        let Some(limit) = self.limit_bytes else { return Ok(free) };
+        let used = disk::size_bytes(&self.objects)? + disk::size_bytes(&self.staging)?;
+        Ok(free.min(limit.saturating_sub(used)))
     }
 
     /// Keeps a verified chunk index.

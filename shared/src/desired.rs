@@ -84,6 +84,23 @@ pub enum UpdateState {
     Failure,
 }
 
+impl UpdateState {
+    /// Its word, as it travels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            UpdateState::Idle => "idle",
+            UpdateState::Sync => "sync",
+            UpdateState::Download => "download",
+            UpdateState::Verify => "verify",
+            UpdateState::Install => "install",
+            UpdateState::Probation => "probation",
+            UpdateState::Commit => "commit",
+            UpdateState::Rollback => "rollback",
+            UpdateState::Failure => "failure",
+        }
+    }
+}
+
 /// What a device runs and does. Retained, so that the last word of an offline device stays readable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reported {

@@ -4,7 +4,7 @@ mod step;
 
 use serde::{Deserialize, Serialize};
 use skerry_shared::{
-    desired::{BundleAssignment, ReportedError},
+    desired::{BundleAssignment, ReportedError, UpdateState},
     id::Generation,
 };
 
@@ -65,6 +65,21 @@ pub(crate) enum State {
 }
 
 impl State {
+    /// Its word in reports and logs.
+    pub(crate) fn update_state(&self) -> UpdateState {
+        match self {
+            State::Idle => UpdateState::Idle,
+            State::Sync { .. } => UpdateState::Sync,
+            State::Download { .. } => UpdateState::Download,
+            State::Verify { .. } => UpdateState::Verify,
+            State::Install { .. } => UpdateState::Install,
+            State::Probation { .. } => UpdateState::Probation,
+            State::Commit { .. } => UpdateState::Commit,
+            State::Rollback { .. } => UpdateState::Rollback,
+            State::Failure { .. } => UpdateState::Failure,
+        }
+    }
+
     /// The job under way.
     pub(crate) fn job(&self) -> Option<&Job> {
         match self {

@@ -6,6 +6,7 @@ pub(crate) mod auth;
 mod bundles;
 mod devices;
 mod document;
+mod events;
 mod extract;
 mod models;
 mod problem;
@@ -50,6 +51,7 @@ fn documented(app: &Arc<App>) -> OpenApiRouter<Arc<App>> {
         .merge(models::routes(upload_limit))
         .merge(bundles::routes(upload_limit))
         .merge(rollouts::routes())
+        .merge(events::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(app), auth::require_token));
     document::require_token(protected.get_openapi_mut());
     let open = OpenApiRouter::default()

@@ -1,0 +1,147 @@
+//! A device under test: an agent as a process, with its state folder.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::{
+    fixtures::{MODEL, Window},
+    process::Process,
+};
+
+/// A device. Its agent is killed when this goes.
+pub struct Device {
+    /// Its id.
+    pub id: String,
+    /// Where the agent keeps everything.
+    pub state_dir: PathBuf,
+    /// More arguments of `skerry-agent run`.
+    pub arguments: Vec<String>,
+    program: PathBuf,
+    process: Option<Process>,
+    url: String,
+    http: ureq::Agent,
+}
+
+impl Device {
+    /// Enrols a device with a token.
+    pub fn enroll(program: &Path, folder: &Path, id: &str, server: &str, token: &str) -> Result<Device> {
+        let state_dir = folder.join(id);
+        fs::create_dir_all(&state_dir)?;
+        let output = Command::new(program)
+            .args(["agent", "enroll", "--server", server, "--device-id", id, "--state-dir"])
+            .arg(&state_dir)
+            .env("SKERRY_ENROLL_TOKEN", token)
+            .output()
+            .context("cannot run the agent")?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(Duration::from_secs(30)));
+        Ok(Device {
+            id: id.to_owned(),
+            state_dir,
+            arguments: vec!["--telemetry-interval".to_owned(), "200ms".to_owned()],
+            program: program.to_owned(),
+            process: None,
+            url: String::new(),
+            http: config.build().into(),
+        })
+    }
+
+    /// Starts the agent and waits until its local API listens.
+    pub fn start(&mut self) -> Result<()> {
+        let mut command = Command::new(&self.program);
+        command.args(["agent", "run", "--listen", "127.0.0.1:0", "--state-dir"]);
+        command.arg(&self.state_dir).args(&self.arguments);
+        let process = Process::start(&self.id, command, &self.log_path())?;
+        let address = |line: &str| Some(line.split_once("local API listens address=")?.1.trim().to_owned());
+        self.url = format!(
+            "http://{}",
+            process.wait_for_line("where its local API listens", address)?
+        );
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// The power cut.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.take().context("the agent runs")?.kill()
+    }
+
+    /// Ends the agent as its service manager would.
+    pub fn stop(&mut self) -> Result<()> {
+        let status = self.process.take().context("the agent runs")?.terminate()?;
+        if !status.success() {
+            bail!("the agent ended with {status}; its log:\n{}", self.log());
+        }
+        Ok(())
+    }
+
+    /// The agent's process.
+    pub fn process(&self) -> Option<&Process> {
+        self.process.as_ref()
+    }
+
+    /// The base of its local API.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What the agent says of itself.
+    pub fn status(&self) -> Result<Value> {
+        let mut answer = self.http.get(format!("{}/skerry/v1/status", self.url)).call()?;
+        Ok(answer.body_mut().read_json()?)
+    }
+
+    /// The version of the demo's model in the slot that serves.
+    pub fn serves(&self) -> Result<Option<u64>> {
+        let status = self.status()?;
+        let bundles = status["bundles"].as_array().into_iter().flatten();
+        let mut current = bundles.filter(|b| b["slot"] == "current" && b["model"] == MODEL);
+        Ok(current.next().and_then(|bundle| bundle["version"].as_u64()))
+    }
+
+    /// Posts a body to the inference API of the demo's model: status and answer.
+    pub fn post_inference(&self, model: &str, body: &Value) -> Result<(u16, Value)> {
+        let url = format!("{}/v2/models/{model}/infer", self.url);
+        let mut answer = self.http.post(url).send_json(body)?;
+        let status = answer.status().as_u16();
+        Ok((status, answer.body_mut().read_json()?))
+    }
+
+    /// What the wearer does, by the device's own answer, and the version that says so.
+    pub fn infer(&self, window: &Window) -> Result<(u64, String)> {
+        let body =
+            json!({"inputs": [{"name": "window", "datatype": "FP32", "shape": [1, 6, 100], "data": window.samples}]});
+        let (status, answer) = self.post_inference(MODEL, &body)?;
+        if status != 200 {
+            bail!("status {status}: {answer}");
+        }
+        let outputs = answer["outputs"].as_array().context("no outputs")?;
+        let label = outputs
+            .iter()
+            .find(|output| output["name"] == "label")
+            .context("no label")?;
+        let label = label["data"][0].as_str().context("no label")?.to_owned();
+        let version = answer["model_version"].as_str().context("no version")?.parse()?;
+        Ok((version, label))
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.state_dir.with_extension("log")
+    }
+
+    /// The agent's log.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,214 @@
+//! A broker that was taken over: it accepts everybody, and somebody publishes whatever he likes to a device.
+//!
+//! Without signatures and digests he would own the device, since all his messages arrive (the device says so in its log). He
+//! only costs time.
+
+use std::{sync::Arc, time::Duration};
+
+use rumqttc::{AsyncClient, Event, Incoming, MqttOptions, QoS};
+use serde_json::{Value, json};
+use skerry_broker::{Access, Authentication, Broker, BrokerConfig, Connect, Hooks, Identity, Limits};
+use skerry_shared::{
+    digest::Digest,
+    transfer::{Part, PartContent},
+};
+use skerry_system_tests::{
+    Fleet, FleetConfig,
+    fixtures::{MODEL, test_windows},
+};
+
+use crate::PROGRAM;
+
+struct Everybody;
+
+impl Hooks for Everybody {
+    fn authenticate<'a>(&'a self, connect: Connect<'a>) -> Authentication<'a> {
+        let identity = Identity::new(connect.client_id);
+        Box::pin(async move { Ok(identity) })
+    }
+
+    fn authorize(&self, _: &Identity, _: Access, _: &str) -> bool {
+        true
+    }
+}
+
+/// The taken-over broker, and the one who took it.
+struct Intruder {
+    runtime: tokio::runtime::Runtime,
+    broker: Option<Broker>,
+    client: AsyncClient,
+}
+
+impl Intruder {
+    fn start() -> Intruder {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let config = BrokerConfig {
+            bind: ([127, 0, 0, 1], 0).into(),
+            storage: None,
+            limits: Limits::default(),
+        };
+        let broker = runtime.block_on(Broker::start(config, Arc::new(Everybody))).unwrap();
+        let address = broker.local_addr();
+        let mut options = MqttOptions::new("intruder", address.ip().to_string(), address.port());
+        options.set_credentials("intruder", "x");
+        options.set_max_packet_size(256 * 1024, 256 * 1024);
+        let (client, mut events) = AsyncClient::new(options, 64);
+        runtime.spawn(async move { while events.poll().await.is_ok() {} });
+        Intruder {
+            runtime,
+            broker: Some(broker),
+            client,
+        }
+    }
+
+    fn fleet(&self) -> Fleet {
+        let address = self.broker.as_ref().unwrap().local_addr();
+        let config = FleetConfig {
+            external_broker: Some(format!("mqtt://skerry-control-plane:x@{address}")),
+            ..FleetConfig::default()
+        };
+        Fleet::start_with(PROGRAM, config).unwrap()
+    }
+
+    fn publish(&self, topic: &str, retain: bool, payload: impl Into<Vec<u8>>) {
+        let sent = self.client.publish(topic, QoS::AtLeastOnce, retain, payload.into());
+        self.runtime.block_on(sent).unwrap();
+    }
+
+    /// Answers every want of `device` with `payload`, before the control plane can.
+    fn answer_wants(&self, device: &str, payload: impl Fn(u64, u32) -> Vec<u8> + Send + 'static) {
+        let address = self.broker.as_ref().unwrap().local_addr();
+        let mut options = MqttOptions::new("eavesdropper", address.ip().to_string(), address.port());
+        options.set_credentials("eavesdropper", "x");
+        let (client, mut events) = AsyncClient::new(options, 256);
+        let (wants, chunk) = (
+            format!("skerry/v1/d/{device}/want"),
+            format!("skerry/v1/d/{device}/chunk"),
+        );
+        let ready = Arc::new(tokio::sync::Notify::new());
+        let is_ready = Arc::clone(&ready);
+        self.runtime.spawn(async move {
+            client.subscribe(&wants, QoS::AtMostOnce).await.unwrap();
+            loop {
+                match events.poll().await {
+                    Ok(Event::Incoming(Incoming::SubAck(_))) => is_ready.notify_one(),
+                    Ok(Event::Incoming(Incoming::Publish(publish))) => {
+                        let want: Value = serde_json::from_slice(&publish.payload).unwrap();
+                        let request = want["request"].as_u64().unwrap();
+                        for part in want["parts"].as_array().unwrap() {
+                            let message = payload(request, part.as_u64().unwrap() as u32);
+                            client.try_publish(&chunk, QoS::AtMostOnce, false, message).unwrap();
+                        }
+                    }
+                    Ok(_) => {}
+                    Err(_) => return,
+                }
+            }
+        });
+        self.runtime.block_on(async {
+            tokio::time::timeout(Duration::from_secs(30), ready.notified())
+                .await
+                .unwrap();
+        });
+    }
+}
+
+impl Drop for Intruder {
+    fn drop(&mut self) {
+        if let Some(broker) = self.broker.take() {
+            self.runtime.block_on(broker.shutdown());
+        }
+    }
+}
+
+#[test]
+fn attack_forged_desired_state_is_refused_and_reported() {
+    let intruder = Intruder::start();
+    let fleet = intruder.fleet();
+    let devices = fleet.devices(&["dev-1"]).unwrap();
+    fleet.release(1).unwrap();
+    fleet.deploy(1).unwrap();
+    // Signed, but by a key of his own making; he wants the model gone.
+    let payload = json!({
+        "schema": "1.0", "device": "dev-1", "generation": 1_000_000, "issued_at_ms": 0, "bundles": [],
+    });
+    let forged = skerry_tuf_free_envelope(&payload);
+    intruder.publish("skerry/v1/d/dev-1/desired", true, forged);
+    let refused = devices[0]
+        .process()
+        .unwrap()
+        .wait_for_line("that it refuses", |line| {
+            line.contains("a desired state is refused").then(|| line.to_owned())
+        })
+        .unwrap();
+    assert!(refused.contains("sig_threshold"), "{refused}");
+    assert_eq!(devices[0].serves().unwrap(), Some(1));
+    devices[0].infer(&test_windows().unwrap()[0]).unwrap();
+    let generation = devices[0].status().unwrap()["generation"].as_u64();
+    assert!(generation < Some(1_000_000));
+}
+
+/// A DSSE envelope whose signature is not by the assignment key.
+fn skerry_tuf_free_envelope(payload: &Value) -> Vec<u8> {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    let envelope = json!({
+        "payloadType": skerry_shared::desired::DESIRED_PAYLOAD_TYPE,
+        "payload": STANDARD.encode(payload.to_string()),
+        "signatures": [{"keyid": "0".repeat(64), "sig": STANDARD.encode([7; 64])}],
+    });
+    envelope.to_string().into_bytes()
+}
+
+#[test]
+fn attack_broken_chunks_are_dropped_and_nothing_of_them_is_installed() {
+    let intruder = Intruder::start();
+    let fleet = intruder.fleet();
+    let devices = fleet.devices(&["dev-1"]).unwrap();
+    fleet.release(1).unwrap();
+    // Each of his parts is well formed and of the right request, with content of his own.
+    intruder.answer_wants("dev-1", |request, part| {
+        Part {
+            request,
+            part,
+            parts: 1000,
+            content: PartContent::Data(b"anything at all"),
+        }
+        .to_bytes()
+    });
+    let id = fleet.roll_out(1, &["rest"]).unwrap();
+    let over = fleet.wait_for_rollout(id, &["stopped", "finished"]).unwrap();
+    // Whoever is faster wins the metadata; he may deny the service, and no more.
+    let progress = &over["groups"][0]["devices"][0];
+    match progress["state"].as_str().unwrap() {
+        "succeeded" => assert_eq!(devices[0].serves().unwrap(), Some(1)),
+        state => {
+            assert_eq!(state, "failed", "{progress}");
+            assert_eq!(devices[0].serves().unwrap(), None);
+        }
+    }
+    for file in skerry_system_tests::faults::files_in(&devices[0].state_dir.join("store/objects")).unwrap() {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert_eq!(Digest::of(&std::fs::read(&file).unwrap()).to_hex(), name);
+    }
+    let metadata = fleet.client().get(&format!("/api/v1/bundles/{MODEL}/1")).unwrap();
+    assert_eq!(metadata["model"], MODEL);
+}
+
+#[test]
+fn attack_garbage_on_every_topic_of_a_device_leaves_it_as_it_is() {
+    let intruder = Intruder::start();
+    let fleet = intruder.fleet();
+    let devices = fleet.devices(&["dev-1"]).unwrap();
+    fleet.release(1).unwrap();
+    fleet.deploy(1).unwrap();
+    let long = vec![b'['; 100_000];
+    for channel in ["desired", "chunk", "ack", "reported", "telemetry", "want", "status"] {
+        for payload in [&b""[..], b"{", b"\xff\xfe", &long] {
+            intruder.publish(&format!("skerry/v1/d/dev-1/{channel}"), false, payload);
+        }
+    }
+    // Both sides still work: another version goes all the way.
+    fleet.release(2).unwrap();
+    fleet.deploy(2).unwrap();
+    assert_eq!(devices[0].infer(&test_windows().unwrap()[0]).unwrap().0, 2);
+}

@@ -1,0 +1,97 @@
+//! Power cuts: the agent is killed in every state of an update. Afterwards it has the old or the new bundle, never neither,
+//! and it ends up in sync.
+
+use skerry_system_tests::{Device, Fleet, fixtures::test_windows};
+
+use crate::PROGRAM;
+
+/// Kills the agent when its log says that the update has reached `state`.
+fn kill_in(device: &mut Device, state: &str) {
+    let wanted = format!("update.state=\"{state}\"");
+    let reached = |line: &str| line.contains(&wanted).then_some(());
+    device.process().unwrap().wait_for_line(&wanted, reached).unwrap();
+    device.kill().unwrap();
+}
+
+#[test]
+fn a_power_cut_in_any_state_of_an_update_leaves_the_old_or_the_new_bundle() {
+    let fleet = Fleet::start(PROGRAM).unwrap();
+    let mut devices = fleet.devices(&["dev-1"]).unwrap();
+    let device = &mut devices[0];
+    fleet.release(1).unwrap();
+    fleet.release(2).unwrap();
+    fleet.deploy(1).unwrap();
+    let window = &test_windows().unwrap()[0];
+    // Back and forth, so that every state is reached with a bundle in both slots. One cut on probation is forgiven.
+    for (round, state) in ["sync", "download", "verify", "install", "probation", "commit"]
+        .iter()
+        .enumerate()
+    {
+        let version = if round % 2 == 0 { 2 } else { 1 };
+        let id = fleet.roll_out(version, &["rest"]).unwrap();
+        kill_in(device, state);
+        device.start().unwrap();
+        let serving = format!("{}/v2/models/activity-recognition/ready", device.url());
+        fleet
+            .wait("a model to serve", || Ok(ureq::get(&serving).call().ok().map(|_| ())))
+            .unwrap();
+        let (answers, _) = device.infer(window).unwrap();
+        assert!([1, 2].contains(&answers), "killed in {state}");
+        let rollout = fleet.wait_for_rollout(id, &["finished", "stopped", "paused"]).unwrap();
+        assert_eq!(rollout["state"], "finished", "killed in {state}: {rollout}");
+        assert_eq!(device.serves().unwrap(), Some(version), "killed in {state}");
+    }
+}
+
+#[test]
+fn a_download_goes_on_from_what_is_on_disk() {
+    let fleet = Fleet::start(PROGRAM).unwrap();
+    let mut device = fleet.enroll("dev-1").unwrap();
+    device.arguments.extend(["--bandwidth".to_owned(), "60000".to_owned()]);
+    device.start().unwrap();
+    fleet.release(1).unwrap();
+    let id = fleet.roll_out(1, &["rest"]).unwrap();
+    fleet
+        .wait("the middle of the download", || {
+            let update = device.status()?["update"].take();
+            let (have, total) = (
+                update["have_bytes"].as_u64().unwrap_or(0),
+                update["total_bytes"].as_u64().unwrap_or(0),
+            );
+            Ok((update["state"] == "download" && have > 40_000 && have < total).then_some(()))
+        })
+        .unwrap();
+    device.kill().unwrap();
+    device.start().unwrap();
+    let rollout = fleet.wait_for_rollout(id, &["finished", "stopped", "paused"]).unwrap();
+    let progress = &rollout["groups"][0]["devices"][0];
+    assert_eq!(progress["state"], "succeeded", "{rollout}");
+    assert_eq!(progress["resumed_downloads"], 1);
+}
+
+#[test]
+fn a_broker_that_goes_away_in_a_download_only_delays_it() {
+    let mut fleet = Fleet::start(PROGRAM).unwrap();
+    let mut device = fleet.enroll("dev-1").unwrap();
+    device.arguments.extend(["--bandwidth".to_owned(), "60000".to_owned()]);
+    device.start().unwrap();
+    fleet.release(1).unwrap();
+    let id = fleet.roll_out(1, &["rest"]).unwrap();
+    fleet
+        .wait("the download to begin", || {
+            let update = device.status()?["update"].take();
+            Ok((update["state"] == "download" && update["have_bytes"].as_u64() > Some(0)).then_some(()))
+        })
+        .unwrap();
+    // The broker is a part of the control plane.
+    fleet.kill_server().unwrap();
+    let gone = |line: &str| line.contains("no connection to the broker").then_some(());
+    device
+        .process()
+        .unwrap()
+        .wait_for_line("that the broker is gone", gone)
+        .unwrap();
+    fleet.start_server().unwrap();
+    let rollout = fleet.wait_for_rollout(id, &["finished", "stopped", "paused"]).unwrap();
+    assert_eq!(rollout["state"], "finished", "{rollout}");
+}
