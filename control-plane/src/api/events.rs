@@ -68,10 +68,13 @@ impl From<Result<Change, BroadcastStreamRecvError>> for Moved {
 ///
 /// The first event comes at once. An event names what has changed and not how: read it again.
 #[utoipa::path(get, path = "/events", operation_id = "events", tag = "system",
-    responses((status = 200, description = "A stream without end", body = Moved, content_type = "text/event-stream")))]
+    responses((status = 200, description = "The stream; it ends with the control plane", body = Moved, content_type = "text/event-stream")))]
 async fn events(State(app): State<Arc<App>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let later = BroadcastStream::new(app.changes.subscribe()).map(Moved::from);
-    let moved = stream::once(std::future::ready(Moved::Everything)).chain(later);
+    let ended = app.shutdown.clone().cancelled_owned();
+    let moved = stream::once(std::future::ready(Moved::Everything))
+        .chain(later)
+        .take_until(ended);
     let event = |moved: Moved| Event::default().json_data(moved).unwrap_or_default();
     Sse::new(moved.map(move |moved| Ok(event(moved)))).keep_alive(KeepAlive::default())
 }

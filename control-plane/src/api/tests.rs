@@ -57,6 +57,7 @@ async fn the_document_names_every_call() {
         "GET /api/v1/bundles/{model}/{version}",
         "GET /api/v1/devices",
         "GET /api/v1/devices/{id}",
+        "GET /api/v1/events",
         "GET /api/v1/health",
         "GET /api/v1/models",
         "GET /api/v1/models/{name}",
@@ -306,6 +307,22 @@ async fn a_rollout_and_a_bundle_are_answered_as_documented() {
     ] {
         let schema = &document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"];
         assert_fits(&document, schema, &server.api("GET", found, "").await.json(), path);
+    }
+}
+
+#[tokio::test]
+async fn streams_end_with_the_control_plane() {
+    let server = TestServer::start().await;
+    server.enroll("dev-1", &[]).await;
+    server.publish("motion", 2).await;
+    let body = json!({"model": "motion", "version": 2, "groups": [{"size": "1"}]});
+    server.api("POST", "/api/v1/rollouts", body.to_string()).await;
+    server.server.app().shutdown.cancel();
+    // Reading an answer to its end would wait for ever on a stream that does not.
+    for path in ["/api/v1/events", "/api/v1/rollouts/1/events"] {
+        let answer = server.api("GET", path, "").await;
+        assert_eq!(answer.status, StatusCode::OK, "{path}");
+        assert_eq!(answer.header("content-type"), "text/event-stream", "{path}");
     }
 }
 

@@ -119,6 +119,12 @@ fn models(device: &Device) -> Vec<ModelCell> {
         .filter(|bundle| bundle.slot == Slot::Current)
         .map(|bundle| (&bundle.model, (Some(bundle.version), Wanted::Nothing)))
         .collect();
+    // On probation the new version serves, although its slot is not the current one yet.
+    let update = device.reported.as_ref().map(|reported| &reported.update);
+    let update = update.filter(|update| matches!(update.state, UpdateState::Probation | UpdateState::Commit));
+    if let Some((model, version)) = update.and_then(|update| update.model.as_ref().zip(update.version)) {
+        cells.insert(model, (Some(version), Wanted::Nothing));
+    }
     for assignment in &device.desired {
         let cell = cells.entry(&assignment.model).or_insert((None, Wanted::Nothing));
         cell.1 = match cell.0 {
@@ -318,6 +324,19 @@ mod tests {
                 ("d", None, Wanted::Version(ModelVersion(4))),
             ]
         );
+    }
+
+    #[test]
+    fn on_probation_the_new_version_runs() {
+        let on = |state: &str| {
+            let update = json!({"state": state, "model": "a", "version": 2});
+            device(&[("a", 1)], &[("a", 2)], |reported| reported["update"] = update)
+        };
+        let cell = |state: &str| models(&on(state)).remove(0);
+        assert_eq!(cell("install").running, Some(ModelVersion(1)));
+        assert_eq!(cell("install").wanted, Wanted::Version(ModelVersion(2)));
+        assert_eq!(cell("probation").running, Some(ModelVersion(2)));
+        assert_eq!(cell("probation").wanted, Wanted::Same);
     }
 
     #[test]
