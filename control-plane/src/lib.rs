@@ -10,6 +10,7 @@ pub mod db;
 pub mod devices;
 pub mod registry;
 pub mod signing;
+pub mod training;
 
 pub mod bundle;
 pub mod publish;
