@@ -10,7 +10,7 @@ use anyhow::Context;
 use skerry_broker::{Broker, BrokerConfig, Limits};
 use skerry_shared::{
     digest::Digest,
-    id::{DeviceId, ModelName, ModelVersion},
+    id::{DeviceId, ModelName, ModelVersion, RunId},
 };
 use tokio::{
     net::TcpListener,
@@ -26,6 +26,7 @@ use crate::{
     db::{Db, DbError, Durability, Migration},
     mqtt, publish,
     signing::online::OnlineKeys,
+    training::{Limits as TrainingLimits, Moved, Parts as TrainingParts, Training},
     transfer::Transfer,
 };
 
@@ -41,6 +42,10 @@ const CORE_MIGRATIONS: &[Migration] = &[
     Migration {
         number: 3,
         sql: include_str!("../migrations/core/003_publish.sql"),
+    },
+    Migration {
+        number: 5,
+        sql: include_str!("../migrations/core/005_training.sql"),
     },
 ];
 
@@ -58,6 +63,8 @@ pub enum Change {
     Model(ModelName),
     /// A published bundle.
     Bundle(ModelName, ModelVersion),
+    /// A training run: its status or metrics.
+    Run(RunId),
 }
 
 /// Tells whoever listens that something moved. A slow listener misses changes and must look again.
@@ -93,6 +100,8 @@ pub struct App {
     pub keys: Arc<OnlineKeys>,
     /// The sending side of the transfer.
     pub transfer: Transfer,
+    /// Training runs.
+    pub training: Training,
     /// What moved.
     pub changes: Changes,
     /// Wakes the publisher of desired states.
@@ -179,20 +188,24 @@ impl Server {
                 )
             }
         };
+        let changes = Changes::new();
+        let training = open_training(&config, &core, &blobs, changes.clone()).await?;
         let app = Arc::new(App {
+            training: training.clone(),
             transfer: Transfer::new(core.clone(), blobs.clone()),
             mqtt_address: (connection.host.clone(), connection.port),
             config,
             core,
             blobs,
             keys,
-            changes: Changes::new(),
+            changes,
             desired_changed: Notify::new(),
         });
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
         mqtt::spawn(&mut tasks, &app, connection, &shutdown);
         tasks.spawn(renew_metadata(Arc::clone(&app), shutdown.clone()));
+        tasks.spawn(training.execute(shutdown.clone()));
         let router = api::router(Arc::clone(&app));
         let stop = shutdown.clone().cancelled_owned();
         tasks.spawn(async move {
@@ -243,6 +256,24 @@ impl Server {
             broker.shutdown().await;
         }
     }
+}
+
+async fn open_training(config: &Config, core: &Db, blobs: &BlobStore, changes: Changes) -> anyhow::Result<Training> {
+    let parts = TrainingParts {
+        db: core.clone(),
+        blobs: blobs.clone(),
+        folder: config.data_dir.join("runs"),
+        config: config.training.clone(),
+        limits: TrainingLimits::default(),
+        now_ms,
+        moved: Box::new(move |moved| {
+            changes.send(match moved {
+                Moved::Run(run) => Change::Run(run),
+                Moved::Model(model) => Change::Model(model),
+            });
+        }),
+    };
+    Training::open(parts).await.context("cannot take up the training runs")
 }
 
 async fn renew_metadata(app: Arc<App>, shutdown: CancellationToken) {

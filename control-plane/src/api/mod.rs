@@ -7,6 +7,7 @@ mod bundles;
 mod devices;
 mod models;
 mod problem;
+mod runs;
 
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .merge(devices::routes())
         .merge(models::routes(upload_limit))
         .merge(bundles::routes(upload_limit))
+        .merge(runs::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_token));
     let open = Router::new()
         .route("/health", get(health))
