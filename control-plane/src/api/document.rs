@@ -44,6 +44,7 @@ pub(super) fn empty() -> OpenApi {
     let tags = [
         ("devices", "Devices and their enrolment"),
         ("models", "The model registry"),
+        ("runs", "Training runs and their experiments"),
         ("bundles", "Signed bundles, their content and the TUF metadata"),
         ("telemetry", "What devices have measured"),
         ("rollouts", "Bringing a bundle to devices, group by group"),
