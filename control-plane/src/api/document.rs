@@ -114,3 +114,12 @@ pub(super) fn route<S: Clone + Send + Sync + 'static>(api: &OpenApi) -> axum::ro
     let text = Bytes::from(api.to_json().expect("the document is plain JSON"));
     get(async move || ([(header::CONTENT_TYPE, "application/json")], text.clone()).into_response())
 }
+
+/// Writes the router's wildcards (`{*path}`) as OpenAPI's plain names.
+pub(super) fn name_wildcards(document: &mut OpenApi) {
+    let paths = std::mem::take(&mut document.paths.paths);
+    document.paths.paths = paths
+        .into_iter()
+        .map(|(path, item)| (path.replace("{*", "{"), item))
+        .collect();
+}

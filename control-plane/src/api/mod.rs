@@ -65,6 +65,7 @@ fn documented(app: &Arc<App>) -> OpenApiRouter<Arc<App>> {
         .nest("/api/v1", protected.merge(open))
         .merge(bundles::open_routes());
     document::describe_failures(all.get_openapi_mut());
+    document::name_wildcards(all.get_openapi_mut());
     all
 }
 
