@@ -43,8 +43,24 @@ impl Identity {
 #[derive(Deserialize)]
 struct Answer {
     device_id: DeviceId,
-    mqtt: Broker,
+    mqtt: MqttAccess,
     root: String,
+}
+
+#[derive(Deserialize)]
+struct MqttAccess {
+    /// Absent: the host of the API.
+    host: Option<String>,
+    port: u16,
+    username: String,
+    password: String,
+}
+
+/// The host in a URL.
+fn host_of(server: &str) -> anyhow::Result<String> {
+    let uri: ureq::http::Uri = server.parse().with_context(|| format!("`{server}` is no URL"))?;
+    let host = uri.host().with_context(|| format!("`{server}` names no host"))?;
+    Ok(host.to_owned())
 }
 
 /// Enrols this device and leaves its identity in `state_dir`.
@@ -88,9 +104,24 @@ pub(crate) fn enroll(
         bail!("the control plane's root metadata is not the one that the token names: do not trust this server");
     }
     disk::write(&state_dir.join("trust/root.json"), &root, Access::Everybody)?;
+    let MqttAccess {
+        host,
+        port,
+        username,
+        password,
+    } = answer.mqtt;
+    let host = match host {
+        Some(host) => host,
+        None => host_of(server)?,
+    };
     let identity = Identity {
         device_id: answer.device_id,
-        mqtt: answer.mqtt,
+        mqtt: Broker {
+            host,
+            port,
+            username,
+            password,
+        },
     };
     let json = serde_json::to_vec_pretty(&identity).context("cannot encode the identity")?;
     disk::write(&state_dir.join(IDENTITY), &json, Access::OwnerOnly)?;

@@ -120,8 +120,8 @@ pub struct App {
     pub changes: Changes,
     /// Wakes the publisher of desired states.
     pub desired_changed: Notify,
-    /// Where devices find the broker.
-    pub mqtt_address: (String, u16),
+    /// Where devices find the broker; without a host it is where they found the API.
+    pub mqtt_address: (Option<String>, u16),
     /// Cancelled when the control plane ends: an answer that goes on must end then.
     pub shutdown: CancellationToken,
 }
@@ -159,7 +159,6 @@ impl Server {
         publish::ensure(&core, &keys, now_ms())
             .await
             .context("cannot make the first metadata")?;
-        let first_api_token = api::auth::ensure_first_token(&core, now_ms()).await?;
         let listener = TcpListener::bind(config.http_bind).await;
         let listener = listener.with_context(|| format!("cannot listen on {} for HTTP", config.http_bind))?;
         let http_address = listener.local_addr().context("cannot learn the HTTP address")?;
@@ -205,13 +204,15 @@ impl Server {
                 )
             }
         };
+        // Shown once: only now that nothing can keep it from being shown.
+        let first_api_token = api::auth::ensure_first_token(&core, now_ms()).await?;
         let shutdown = CancellationToken::new();
         let changes = Changes::new();
         let training = open_training(&config, &core, &blobs, changes.clone()).await?;
         let app = Arc::new(App {
             training: training.clone(),
             transfer: Transfer::new(core.clone(), blobs.clone()),
-            mqtt_address: (connection.host.clone(), connection.port),
+            mqtt_address: config.advertised(&connection.host, connection.port),
             config,
             core,
             telemetry,

@@ -1,7 +1,7 @@
 //! The control plane's one TOML file. Everything has a default; every mistake is named at once.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -16,6 +16,8 @@ pub struct Config {
     pub http_bind: SocketAddr,
     /// The MQTT broker.
     pub mqtt: Mqtt,
+    /// Where devices find the broker, if that is another address than the one it is known by here.
+    pub mqtt_advertise: Option<(String, u16)>,
     /// The folder with the online keys, `root.json` and the first `targets.json`.
     pub signing_dir: PathBuf,
     /// How long telemetry is kept.
@@ -107,10 +109,23 @@ impl Config {
             mqtt: Mqtt::Embedded {
                 bind: SocketAddr::from(([127, 0, 0, 1], 1883)),
             },
+            mqtt_advertise: None,
             signing_dir: data_dir.join("keys"),
             telemetry_retention_days: RETENTION_DAYS,
             body_limit_bytes: BODY_LIMIT_BYTES,
             training: TrainingConfig::default(),
+        }
+    }
+
+    /// The broker's address for devices. A broker that listens on every address has none of its own: devices then use the
+    /// host at which they found the API.
+    pub(crate) fn advertised(&self, host: &str, port: u16) -> (Option<String>, u16) {
+        match &self.mqtt_advertise {
+            Some((host, port)) => (Some(host.clone()), *port),
+            None => {
+                let anywhere = host.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified());
+                ((!anywhere).then(|| host.to_owned()), port)
+            }
         }
     }
 
@@ -164,6 +179,17 @@ impl Config {
                 mistakes.push("mqtt.embedded_bind and mqtt.external_url exclude each other".to_owned());
             } else {
                 config.mqtt = Mqtt::Embedded { bind };
+            }
+        }
+        if let Some(text) = &mqtt.advertise {
+            match text
+                .rsplit_once(':')
+                .map(|(host, port)| (host.to_owned(), port.parse()))
+            {
+                Some((host, Ok(port))) if !host.is_empty() => config.mqtt_advertise = Some((host, port)),
+                _ => mistakes.push(format!(
+                    "mqtt.advertise: `{text}` is no address like broker.example:1883"
+                )),
             }
         }
         if let Some(dir) = signing.dir {
@@ -246,6 +272,7 @@ struct HttpSection {
 struct MqttSection {
     embedded_bind: Option<String>,
     external_url: Option<String>,
+    advertise: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -337,6 +364,27 @@ mod tests {
         let kept = |days: u32| Config::parse(&format!("[telemetry]\nretention_days = {days}"));
         assert_eq!(kept(7).unwrap().telemetry_retention_days, 7);
         assert!(kept(0).unwrap_err()[0].contains("telemetry.retention_days"));
+    }
+
+    #[test]
+    fn devices_learn_an_address_that_they_can_use() {
+        let mut config = Config::new(Path::new("data"));
+        assert_eq!(
+            config.advertised("127.0.0.1", 1883),
+            (Some("127.0.0.1".to_owned()), 1883)
+        );
+        assert_eq!(config.advertised("0.0.0.0", 1883), (None, 1883));
+        config = Config::parse("[mqtt]\nadvertise = \"broker.example:8883\"").unwrap();
+        assert_eq!(
+            config.advertised("0.0.0.0", 1883),
+            (Some("broker.example".to_owned()), 8883)
+        );
+        for text in ["broker.example", ":1883", "broker.example:port"] {
+            assert!(
+                Config::parse(&format!("[mqtt]\nadvertise = \"{text}\"")).is_err(),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -17,3 +17,6 @@ pub mod otlp;
 pub mod schema;
 pub mod topic;
 pub mod transfer;
+
+#[cfg(test)]
+mod envelope_tests;

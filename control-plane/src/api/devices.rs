@@ -219,7 +219,10 @@ struct Enrolled {
 /// A device's access to the MQTT broker.
 #[derive(Serialize, ToSchema)]
 struct MqttAccess {
-    host: String,
+    /// Absent: the host at which the device has found this API.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    host: Option<String>,
     port: u16,
     #[schema(value_type = String)]
     username: DeviceId,

@@ -1,0 +1,357 @@
+//! Every envelope and topic: it reads back, it ignores what a newer minor version adds, and refuses another major version.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use proptest::{collection::vec, option, prelude::*};
+use serde_json::Value;
+
+use crate::{
+    bundle::{Golden, Lineage, Manifest, Pipeline, Resource, ResourceKind, Stage, StageKind, StepLimits, Tolerance},
+    desired::{
+        Ack, AgentInfo, BundleAssignment, Desired, FrameId, InstalledBundle, Outcome, OutcomeResult, Reported,
+        ReportedError, Slot, Status, UpdateState, UpdateStatus,
+    },
+    digest::Digest,
+    id::{BootId, DeviceId, Generation, ModelName, ModelVersion, Platform, ResourceName, RolloutId, RunId},
+    oip::{Datatype, TensorMetadata},
+    schema::{Envelope, EnvelopeError, SchemaVersion},
+    topic::{Channel, Topic},
+    transfer::{Object, Want},
+};
+
+const SCHEMA: SchemaVersion = SchemaVersion::CURRENT;
+
+fn digest() -> impl Strategy<Value = Digest> {
+    any::<[u8; 32]>().prop_map(Digest::from_bytes)
+}
+
+fn device() -> impl Strategy<Value = DeviceId> {
+    "[a-z0-9][a-z0-9_-]{0,63}".prop_map(|text| text.parse().unwrap())
+}
+
+fn model() -> impl Strategy<Value = ModelName> {
+    "[A-Za-z0-9][A-Za-z0-9_-]{0,20}".prop_map(|text| text.parse().unwrap())
+}
+
+fn resource_name() -> impl Strategy<Value = ResourceName> {
+    "[A-Za-z0-9][A-Za-z0-9_-]{0,20}".prop_map(|text| text.parse().unwrap())
+}
+
+fn platform() -> impl Strategy<Value = Platform> {
+    "[a-z0-9][a-z0-9_-]{0,20}".prop_map(|text| text.parse().unwrap())
+}
+
+fn boot() -> impl Strategy<Value = BootId> {
+    "[0-9a-f]{32}".prop_map(|text| text.parse().unwrap())
+}
+
+fn run() -> impl Strategy<Value = RunId> {
+    "[0-9a-f]{32}".prop_map(|text| text.parse().unwrap())
+}
+
+fn assignment() -> impl Strategy<Value = BundleAssignment> {
+    (
+        model(),
+        any::<u64>(),
+        ".{0,40}",
+        digest(),
+        option::of(any::<u64>()),
+        any::<u32>(),
+    )
+        .prop_map(
+            |(model, version, target, index, rollout, probation_ms)| BundleAssignment {
+                model,
+                version: ModelVersion(version),
+                target,
+                index,
+                rollout: rollout.map(RolloutId),
+                probation_ms,
+            },
+        )
+}
+
+fn desired() -> impl Strategy<Value = Desired> {
+    (device(), any::<u64>(), any::<u64>(), vec(assignment(), 0..4)).prop_map(
+        |(device, generation, issued_at_ms, bundles)| Desired {
+            schema: SCHEMA,
+            device,
+            generation: Generation(generation),
+            issued_at_ms,
+            bundles,
+        },
+    )
+}
+
+fn error() -> impl Strategy<Value = ReportedError> {
+    (".{0,20}", ".{0,60}").prop_map(|(code, message)| ReportedError { code, message })
+}
+
+fn outcome() -> impl Strategy<Value = Outcome> {
+    let result = prop_oneof![
+        Just(OutcomeResult::Succeeded),
+        error().prop_map(OutcomeResult::RolledBack),
+        error().prop_map(OutcomeResult::Failed),
+    ];
+    (
+        any::<u64>(),
+        model(),
+        any::<u64>(),
+        option::of(any::<u64>()),
+        result,
+        any::<u64>(),
+        any::<u32>(),
+    )
+        .prop_map(
+            |(generation, model, version, rollout, result, wire_bytes, resumed_downloads)| Outcome {
+                generation: Generation(generation),
+                model,
+                version: ModelVersion(version),
+                rollout: rollout.map(RolloutId),
+                result,
+                wire_bytes,
+                resumed_downloads,
+            },
+        )
+}
+
+fn update() -> impl Strategy<Value = UpdateStatus> {
+    let state = prop::sample::select(vec![
+        UpdateState::Idle,
+        UpdateState::Sync,
+        UpdateState::Download,
+        UpdateState::Verify,
+        UpdateState::Install,
+        UpdateState::Probation,
+        UpdateState::Commit,
+        UpdateState::Rollback,
+        UpdateState::Failure,
+    ]);
+    (
+        state,
+        option::of(model()),
+        option::of(any::<u64>()),
+        any::<u64>(),
+        any::<u64>(),
+    )
+        .prop_map(|(state, model, number, have_bytes, total_bytes)| UpdateStatus {
+            state,
+            model,
+            version: number.map(ModelVersion),
+            rollout: number.map(RolloutId),
+            have_bytes,
+            total_bytes,
+        })
+}
+
+fn installed() -> impl Strategy<Value = InstalledBundle> {
+    let slot = prop::sample::select(vec![Slot::Current, Slot::Previous]);
+    (model(), any::<u64>(), slot, digest()).prop_map(|(model, version, slot, index)| InstalledBundle {
+        model,
+        version: ModelVersion(version),
+        slot,
+        index,
+    })
+}
+
+fn reported() -> impl Strategy<Value = Reported> {
+    let agent = (".{0,10}", platform(), option::of(".{0,20}"));
+    let agent = agent.prop_map(|(version, platform, inference_address)| AgentInfo {
+        version,
+        platform,
+        inference_address,
+    });
+    let numbers = (any::<u64>(), any::<u64>(), any::<u64>());
+    let lists = (vec(installed(), 0..4), vec(outcome(), 0..4), option::of(error()));
+    (device(), boot(), numbers, agent, update(), lists).prop_map(
+        |(device, boot_id, (seq, device_time_ms, generation), agent, update, (bundles, outcomes, refused))| Reported {
+            schema: SCHEMA,
+            device,
+            boot_id,
+            seq,
+            device_time_ms,
+            generation: Generation(generation),
+            agent,
+            update,
+            bundles,
+            outcomes,
+            refused,
+        },
+    )
+}
+
+fn status() -> impl Strategy<Value = Status> {
+    (boot(), any::<bool>()).prop_map(|(boot_id, online)| Status {
+        schema: SCHEMA,
+        boot_id,
+        online,
+    })
+}
+
+fn ack() -> impl Strategy<Value = Ack> {
+    let frame = (boot(), any::<u64>()).prop_map(|(boot_id, seq)| FrameId { boot_id, seq });
+    vec(frame, 0..10).prop_map(|frames| Ack { schema: SCHEMA, frames })
+}
+
+fn want() -> impl Strategy<Value = Want> {
+    let object = prop_oneof![
+        ".{0,30}".prop_map(Object::Metadata),
+        digest().prop_map(Object::Blob),
+        digest().prop_map(Object::Chunks),
+    ];
+    (any::<u64>(), object, vec(any::<u32>(), 0..32)).prop_map(|(request, object, parts)| Want {
+        schema: SCHEMA,
+        request,
+        object,
+        parts,
+    })
+}
+
+fn tensor() -> impl Strategy<Value = TensorMetadata> {
+    let datatype = prop::sample::select(vec![Datatype::Fp32, Datatype::Int8, Datatype::Bytes, Datatype::Bool]);
+    (".{1,10}", datatype, vec(-1..100_i64, 0..4)).prop_map(|(name, datatype, shape)| TensorMetadata {
+        name,
+        datatype,
+        shape,
+    })
+}
+
+fn resource() -> impl Strategy<Value = Resource> {
+    let kind = prop_oneof![
+        Just(ResourceKind::OnnxModel),
+        Just(ResourceKind::Component),
+        Just(ResourceKind::GoldenVectors),
+        Just(ResourceKind::Document),
+        (resource_name(), platform(), ".{0,10}").prop_map(|(component, platform, wasmtime)| {
+            ResourceKind::CompiledComponent {
+                component,
+                platform,
+                wasmtime,
+            }
+        }),
+    ];
+    (resource_name(), digest(), any::<u64>(), kind).prop_map(|(name, digest, size_bytes, kind)| Resource {
+        name,
+        digest,
+        size_bytes,
+        kind,
+    })
+}
+
+fn stage() -> impl Strategy<Value = Stage> {
+    let parameters = prop::collection::btree_map("[a-z]{1,8}", ".{0,20}", 0..3);
+    let step = (resource_name(), parameters, any::<u64>(), any::<u32>());
+    let kind = prop_oneof![
+        resource_name().prop_map(|resource| StageKind::Model { resource }),
+        step.prop_map(
+            |(component, parameters, memory_bytes, timeout_ms): (_, BTreeMap<_, _>, _, _)| StageKind::Step {
+                component,
+                parameters,
+                limits: StepLimits {
+                    memory_bytes,
+                    timeout_ms
+                },
+            }
+        ),
+    ];
+    (resource_name(), kind).prop_map(|(name, kind)| Stage { name, kind })
+}
+
+fn manifest() -> impl Strategy<Value = Manifest> {
+    let pipeline = (vec(tensor(), 0..3), vec(tensor(), 0..3), vec(stage(), 0..4));
+    let pipeline = pipeline.prop_map(|(inputs, outputs, stages)| Pipeline {
+        inputs,
+        outputs,
+        stages,
+    });
+    let golden = (resource_name(), 0.0..1.0_f64).prop_map(|(resource, absolute)| Golden {
+        resource,
+        tolerance: Tolerance {
+            absolute,
+            relative: 0.5,
+        },
+    });
+    let lineage = (option::of(run()), option::of(digest())).prop_map(|(run_id, dataset)| Lineage {
+        run_id,
+        dataset,
+        code: dataset,
+        onnx: dataset,
+    });
+    let names = (model(), any::<u64>(), any::<u64>());
+    (names, vec(resource(), 0..4), pipeline, option::of(golden), lineage).prop_map(
+        |((model, version, created_at_ms), resources, pipeline, golden, lineage)| Manifest {
+            schema: SCHEMA,
+            model,
+            version: ModelVersion(version),
+            created_at_ms,
+            resources,
+            pipeline,
+            golden,
+            lineage,
+        },
+    )
+}
+
+/// What every envelope promises.
+fn check<T: Envelope + PartialEq + std::fmt::Debug>(envelope: &T) -> Result<(), TestCaseError> {
+    let json = envelope.to_json();
+    let read = T::from_json(&json).map_err(|error| TestCaseError::fail(error.to_string()))?;
+    prop_assert_eq!(&read, envelope);
+
+    let mut newer: Value = serde_json::from_slice(&json).unwrap();
+    newer["schema"] = "1.7".into();
+    newer["added_in_1_7"] = serde_json::json!({"a": [1, 2]});
+    let newer = serde_json::to_vec(&newer).unwrap();
+    prop_assert!(T::from_json(&newer).is_ok(), "unknown fields are ignored");
+
+    let mut other: Value = serde_json::from_slice(&json).unwrap();
+    other["schema"] = "2.0".into();
+    let other = T::from_json(&serde_json::to_vec(&other).unwrap());
+    prop_assert!(
+        matches!(other, Err(EnvelopeError::UnknownMajor { .. })),
+        "another major version is refused"
+    );
+
+    let cut = T::from_json(&json[..json.len() - 1]);
+    prop_assert!(
+        matches!(cut, Err(EnvelopeError::Parse { .. })),
+        "a torn envelope is refused"
+    );
+    let mut long = json;
+    long.resize(T::LIMIT_BYTES + 1, b' ');
+    let long = T::from_json(&long);
+    prop_assert!(matches!(long, Err(EnvelopeError::TooLarge { .. })), "the limit holds");
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_desired_state_keeps_its_promises(envelope in desired()) { check(&envelope)? }
+    #[test]
+    fn a_reported_state_keeps_its_promises(envelope in reported()) { check(&envelope)? }
+    #[test]
+    fn a_status_keeps_its_promises(envelope in status()) { check(&envelope)? }
+    #[test]
+    fn an_acknowledgement_keeps_its_promises(envelope in ack()) { check(&envelope)? }
+    #[test]
+    fn a_want_keeps_its_promises(envelope in want()) { check(&envelope)? }
+    #[test]
+    fn a_manifest_keeps_its_promises(envelope in manifest()) { check(&envelope)? }
+
+    #[test]
+    fn every_topic_reads_back(device in device(), channel in prop::sample::select(Channel::ALL.to_vec()), bundle in digest()) {
+        for topic in [Topic::Device(device, channel), Topic::Shared(bundle)] {
+            prop_assert_eq!(topic.to_string().parse::<Topic>().unwrap(), topic);
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_no_envelope_and_no_topic(bytes in vec(any::<u8>(), 0..200), text in ".{0,60}") {
+        let _ = (Desired::from_json(&bytes), Reported::from_json(&bytes), Manifest::from_json(&bytes), Want::from_json(&bytes));
+        if let Ok(topic) = text.parse::<Topic>() {
+            prop_assert_eq!(topic.to_string(), text);
+        }
+    }
+}
