@@ -23,6 +23,9 @@ pub(crate) enum DiskError {
         path: PathBuf,
         source: io::Error,
     },
+    /// Two agents would overwrite each other's state.
+    #[error("another agent runs with the state folder {0}")]
+    InUse(PathBuf),
     /// Both copies are there and neither is whole. Nothing is assumed: the floors against rollback were in them.
     #[error(
         "both copies of the state record in {0} are unreadable; restore one, or wipe the state folder and enrol again"
@@ -190,6 +193,18 @@ impl Appender {
     /// The file's length.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+}
+
+/// Holds the state folder for one agent, for as long as the file is open.
+pub(crate) fn lock(folder: &Path) -> Result<File, DiskError> {
+    let path = folder.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(failed("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(DiskError::InUse(folder.to_owned())),
+        Err(fs::TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod cli;
 
+mod clock;
 mod disk;
 mod enroll;
 mod fetch;
@@ -15,6 +16,7 @@ mod store;
 mod transfer;
 mod update;
 mod verify;
+mod worker;
 
 mod agent;
 mod report;

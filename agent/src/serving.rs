@@ -14,6 +14,7 @@ use skerry_shared::{
     id::{ModelName, ModelVersion},
     oip::Tensor,
 };
+use tokio::sync::Notify;
 
 use crate::telemetry::metrics::{Ended, Metrics, ModelMetrics};
 
@@ -25,6 +26,8 @@ pub(crate) struct ServingModel {
     pub(crate) requests: AtomicU64,
     /// Failures that are the bundle's fault.
     pub(crate) errors: AtomicU64,
+    /// Wakes whoever watches a probation.
+    pub(crate) failed: Notify,
     metrics: Arc<ModelMetrics>,
 }
 
@@ -42,6 +45,7 @@ impl ServingModel {
         };
         if ended == Ended::BundleError {
             self.errors.fetch_add(1, Ordering::Relaxed);
+            self.failed.notify_one();
         }
         self.metrics.record(took, ended);
         answer
@@ -76,6 +80,7 @@ impl Serving {
             bundle,
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            failed: Notify::new(),
             metrics: self.metrics.of(&name, version),
         };
         self.models

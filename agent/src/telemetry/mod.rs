@@ -19,11 +19,7 @@ mod outbox;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use rumqttc::QoS;
 use skerry_shared::{
@@ -44,7 +40,7 @@ use self::{
     outbox::{Event, Outbox},
     spool::{SPOOL_BYTES, Spool, TelemetryStatus},
 };
-use crate::{link::Sender, serving::Serving};
+use crate::{clock::now_ns, link::Sender, serving::Serving};
 
 /// The telemetry task, wired.
 pub(crate) struct Task {
@@ -133,11 +129,4 @@ impl Task {
 fn collected(collector: &mut Collector, outbox: &Outbox) -> Event {
     let dropped = outbox.spool().status().points_dropped;
     Event::Collected(collector.collect(now_ns(), dropped))
-}
-
-fn now_ns() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_nanos() as u64
 }

@@ -1,0 +1,282 @@
+//! What an update does that takes time: fetching, verifying, loading, watching, returning.
+//!
+//! The worker owns the store, the trusted metadata and the fetching side of the link, and does one thing at a time. It never
+//! writes the state record: it says how its work has ended, and the loop in `agent` decides what that means.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context;
+use skerry_inference::{LoadedBundle, Runtime, host_platform};
+use skerry_shared::{
+    bundle::{GoldenVectors, MANIFEST_NAME, Resource},
+    chunk::{ChunkIndex, FileEntry},
+    desired::ReportedError,
+    digest::Digest,
+    id::ModelName,
+};
+use skerry_tuf::VersionFloors;
+use tokio::task::block_in_place;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::now_ms,
+    fetch::Fetcher,
+    record::{Installed, Record},
+    serving::Serving,
+    store::{Sources, Store},
+    update::{Event, Job},
+    verify::{self, Trust, VerifiedBundle, VerifyError},
+};
+
+/// Bytes of the download under way, for reports.
+#[derive(Default)]
+pub(crate) struct Progress {
+    pub(crate) have: AtomicU64,
+    pub(crate) total: AtomicU64,
+    pub(crate) resumed: AtomicU64,
+    pub(crate) wire: AtomicU64,
+}
+
+/// What comes over the link.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fetch {
+    Metadata,
+    Bundle,
+}
+
+/// What a worker is asked to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Work {
+    Fetch(Fetch),
+    Verify,
+    Install,
+    Watch,
+    RollBack,
+}
+
+/// Does the effects that take time. It owns the disk store, the trusted metadata and the fetching side of the link.
+pub(crate) struct Worker {
+    pub(crate) store: Store,
+    pub(crate) trust: Trust,
+    pub(crate) fetcher: Fetcher,
+    pub(crate) runtime: Runtime,
+    pub(crate) serving: Arc<Serving>,
+    pub(crate) progress: Arc<Progress>,
+    /// Floors to be kept in the record, if they have risen.
+    pub(crate) floors: Option<VersionFloors>,
+}
+
+impl Worker {
+    /// Does one thing to its end, or until it is not wanted any more.
+    pub(crate) async fn work(&mut self, work: Work, job: &Job, record: &Record, cancel: &CancellationToken) -> Event {
+        let done = async {
+            match work {
+                Work::Fetch(fetch) => self.fetch_patiently(fetch, job, record).await,
+                Work::Verify => block_in_place(|| self.verified(job).map(|_| ()).map_err(|error| error.report())),
+                Work::Install => block_in_place(|| self.install(job)),
+                Work::Watch => self.watch(job).await,
+                Work::RollBack => block_in_place(|| self.roll_back(job, record)),
+            }
+        };
+        tokio::select! {
+            result = done => match result {
+                Ok(()) => Event::Done,
+                Err(error) => Event::Failed(error),
+            },
+            () = cancel.cancelled() => Event::Superseded,
+        }
+    }
+
+    /// Repeats what stalled: a device that is cut off for days goes on where it was.
+    async fn fetch_patiently(&mut self, fetch: Fetch, job: &Job, record: &Record) -> Result<(), ReportedError> {
+        loop {
+            let before = self.fetcher.wire_bytes;
+            let result = match fetch {
+                Fetch::Metadata => self.sync(job, record).await,
+                Fetch::Bundle => self.download(job, record).await,
+            };
+            let received = self.fetcher.wire_bytes - before;
+            self.progress.wire.fetch_add(received, Ordering::Relaxed);
+            match result {
+                Err(error) if error.is_stalled() => tracing::warn!(%error, "nothing comes from the control plane"),
+                result => return result.map_err(|error| error.report()),
+            }
+        }
+    }
+
+    async fn sync(&mut self, job: &Job, record: &Record) -> Result<(), VerifyError> {
+        let now = now_ms().max(record.time_floor_ms);
+        let mut floors = None;
+        let refreshed = self.trust.refresh(&mut self.fetcher, now, |risen| {
+            floors = Some(risen);
+            Ok(())
+        });
+        let refreshed = refreshed.await;
+        self.floors = floors.or(self.floors.take());
+        refreshed?;
+        let bytes = self.trust.fetch_index(&mut self.fetcher, &job.assignment, now).await?;
+        Ok(self.store.put_index(job.assignment.index, &bytes)?)
+    }
+
+    async fn download(&mut self, job: &Job, record: &Record) -> Result<(), VerifyError> {
+        let digest = job.assignment.index;
+        let index = self
+            .store
+            .index(digest)?
+            .ok_or_else(|| VerifyError::File("the chunk index".to_owned()))?;
+        if self.store.has_staged(&index)? {
+            self.progress.resumed.fetch_add(1, Ordering::Relaxed);
+        }
+        let sources = self.store.sources(record)?;
+        // The manifest first: it says what else this device needs.
+        let manifest_file = index.file(MANIFEST_NAME).ok_or(VerifyError::Manifest(None))?;
+        self.fetch(digest, &index, &[manifest_file], &sources).await?;
+        let manifest = verify::manifest(&self.store, &index)?;
+        let files = verify::needed_files(&index, &manifest, &host_platform())?;
+        let needed_bytes: u64 = files.iter().map(|file| file.size_bytes).sum();
+        let free_bytes = self.store.room_bytes()?;
+        if free_bytes < needed_bytes * 2 {
+            return Err(VerifyError::DiskFull {
+                free_bytes,
+                needed_bytes: needed_bytes * 2,
+            });
+        }
+        self.fetch(digest, &index, &files, &sources).await
+    }
+
+    async fn fetch(
+        &mut self,
+        digest: Digest,
+        index: &ChunkIndex,
+        files: &[&FileEntry],
+        sources: &Sources,
+    ) -> Result<(), VerifyError> {
+        let missing = block_in_place(|| self.store.missing_chunks(index, files, sources))?;
+        let lacking: u64 = missing
+            .iter()
+            .map(|part| u64::from(index.chunks()[*part as usize].raw_len))
+            .sum();
+        let total: u64 = files.iter().map(|file| file.size_bytes).sum();
+        self.progress.total.store(total, Ordering::Relaxed);
+        self.progress.have.store(total - lacking, Ordering::Relaxed);
+        let (store, progress) = (&self.store, &self.progress);
+        self.fetcher
+            .chunks((digest, index), missing, |chunk, raw| {
+                progress.have.fetch_add(raw.len() as u64, Ordering::Relaxed);
+                store.stage(chunk.raw, raw)
+            })
+            .await?;
+        block_in_place(|| {
+            for file in files {
+                if !self.store.assemble(index, file)? {
+                    return Err(VerifyError::File(file.name.to_string()));
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn verified(&self, job: &Job) -> Result<VerifiedBundle, VerifyError> {
+        let assigned = (&job.assignment.model, job.assignment.version);
+        verify::bundle(&self.store, job.assignment.index, assigned, &host_platform())
+    }
+
+    fn install(&mut self, job: &Job) -> Result<(), ReportedError> {
+        let verified = self.verified(job).map_err(|error| error.report())?;
+        let model = self.load(&verified)?;
+        self.serving
+            .replace(job.assignment.model.clone(), job.assignment.version, model);
+        Ok(())
+    }
+
+    /// Loads a bundle and proves it on its golden vectors, beside whatever serves.
+    fn load(&self, verified: &VerifiedBundle) -> Result<LoadedBundle, ReportedError> {
+        let manifest = verified.manifest();
+        let mut read = |resource: &Resource| {
+            let content = self.store.object(resource.digest).map_err(std::io::Error::other)?;
+            content.ok_or_else(|| std::io::ErrorKind::NotFound.into())
+        };
+        let failure = |code: &str, error: anyhow::Error| ReportedError {
+            code: code.to_owned(),
+            message: format!("{error:#}"),
+        };
+        let mut bundle = LoadedBundle::load(&self.runtime, manifest, &mut read)
+            .map_err(|error| failure("load", anyhow::Error::new(error)))?;
+        if let Some(golden) = &manifest.golden {
+            let resource = manifest
+                .resource(&golden.resource)
+                .context("the golden vectors are missing");
+            let bytes = resource
+                .and_then(|resource| Ok(read(resource)?))
+                .map_err(|error| failure("load", error))?;
+            let vectors: GoldenVectors =
+                serde_json::from_slice(&bytes).map_err(|error| failure("load", anyhow::Error::new(error)))?;
+            bundle
+                .check_golden(&vectors, golden.tolerance)
+                .map_err(|error| failure("golden_mismatch", anyhow::Error::new(error)))?;
+        }
+        Ok(bundle)
+    }
+
+    /// Lets the candidate serve for its probation; its own failures end it at once.
+    async fn watch(&mut self, job: &Job) -> Result<(), ReportedError> {
+        let candidate = match self.serving.get(&job.assignment.model) {
+            Some(model) if model.version == job.assignment.version => model,
+            // The agent started anew while it was on probation.
+            _ => {
+                block_in_place(|| self.install(job))?;
+                self.serving.get(&job.assignment.model).ok_or_else(|| ReportedError {
+                    code: "load".to_owned(),
+                    message: "the candidate does not serve".to_owned(),
+                })?
+            }
+        };
+        let probation = Duration::from_millis(u64::from(job.assignment.probation_ms));
+        tokio::select! {
+            // A failure that was before this is remembered by the notification.
+            () = candidate.failed.notified() => {
+                let (errors, requests) = (&candidate.errors, &candidate.requests);
+                let message = format!(
+                    "{} of {} requests failed on probation",
+                    errors.load(Ordering::Relaxed),
+                    requests.load(Ordering::Relaxed)
+                );
+                Err(ReportedError {
+                    code: "probation_errors".to_owned(),
+                    message,
+                })
+            }
+            () = tokio::time::sleep(probation) => Ok(()),
+        }
+    }
+
+    /// Lets the current slot serve again, or nothing if there is none. Needs no network.
+    fn roll_back(&mut self, job: &Job, record: &Record) -> Result<(), ReportedError> {
+        let model = &job.assignment.model;
+        let current = record.slots.get(model).and_then(|slots| slots.current.as_ref());
+        let serves = self.serving.get(model).map(|model| model.version);
+        match current {
+            Some(installed) if serves == Some(installed.version) => Ok(()),
+            Some(installed) => self.serve_installed(model, installed),
+            None => {
+                self.serving.remove(model);
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets an installed bundle serve.
+    pub(crate) fn serve_installed(&mut self, model: &ModelName, installed: &Installed) -> Result<(), ReportedError> {
+        let assigned = (model, installed.version);
+        let verified = verify::bundle(&self.store, installed.index, assigned, &host_platform());
+        let bundle = self.load(&verified.map_err(|error| error.report())?)?;
+        self.serving.replace(model.clone(), installed.version, bundle);
+        Ok(())
+    }
+}
