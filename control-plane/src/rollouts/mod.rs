@@ -352,7 +352,7 @@ pub enum RolloutError {
     #[error(transparent)]
     Selector(#[from] InvalidSelector),
     /// The selector or a group chooses no device.
-    #[error("no enrolled device matches: {0}")]
+    #[error("no enrolled device matches {0}")]
     NoDevices(String),
     /// Another rollout of the same model is not over on one of the devices.
     #[error("rollout {other} of the same model is not over on device `{device}`; finish or abort it first")]
