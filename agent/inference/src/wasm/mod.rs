@@ -2,23 +2,22 @@
 //!
 //! Invariant: a step sees the tensors and parameters it is given, and nothing else; after a trap its instance is gone.
 
+mod clock;
+mod convert;
+mod guest;
+
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    thread,
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use skerry_shared::{
     bundle::StepLimits,
     id::Platform,
-    oip::{Datatype, Tensor, TensorMetadata},
+    oip::{Tensor, TensorMetadata},
 };
 use wasmtime::{
-    Config, Engine, Store, StoreLimits, StoreLimitsBuilder, Trap,
+    Config, Engine, Store, StoreLimitsBuilder, Trap,
     component::{Component, Linker},
 };
 
@@ -30,14 +29,13 @@ mod bindings {
 }
 
 use bindings::{Step as Instance, StepPre, skerry::pipeline::types};
+use clock::{Clock, TICK};
+use convert::{error_from_guest, metadata_from_guest, tensor_from_guest, tensor_to_guest};
+use guest::Guest;
 
 /// The wasmtime that runs compiled components here, and must have compiled them.
 pub const WASMTIME_VERSION: &str = "48.0.8";
 
-/// One tick of the epoch: the resolution of step time-outs.
-const TICK: Duration = Duration::from_millis(10);
-/// Ticks without a call after which the ticker sleeps.
-const IDLE_TICKS: u32 = 100;
 /// Warm instances kept per step: more concurrent calls make more for the moment.
 const WARM_INSTANCES: usize = 4;
 
@@ -84,104 +82,6 @@ impl Runtime {
         let engine = Engine::new(&engine_config()).map_err(|error| failed(format!("{error:#}")))?;
         let clock = Clock::start(engine.clone()).map_err(|error| failed(error.to_string()))?;
         Ok(Runtime { engine, clock })
-    }
-}
-
-/// Moves the engine's epoch on while steps run, and sleeps otherwise: an idle device stays idle.
-struct Clock {
-    running: AtomicUsize,
-    parked: AtomicBool,
-    stop: AtomicBool,
-    thread: Mutex<Option<thread::Thread>>,
-}
-
-impl Clock {
-    fn start(engine: Engine) -> std::io::Result<Arc<Clock>> {
-        let clock = Arc::new(Clock {
-            running: AtomicUsize::new(0),
-            parked: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
-            thread: Mutex::new(None),
-        });
-        let ticking = Arc::downgrade(&clock);
-        let handle = thread::Builder::new().name("step-clock".to_owned()).spawn(move || {
-            let mut idle = 0;
-            while let Some(clock) = ticking.upgrade() {
-                if clock.stop.load(Ordering::SeqCst) {
-                    return;
-                }
-                if clock.running.load(Ordering::SeqCst) > 0 {
-                    idle = 0;
-                } else {
-                    idle += 1;
-                }
-                if idle > IDLE_TICKS {
-                    clock.parked.store(true, Ordering::SeqCst);
-                    // A call that began before `parked` was set has not woken us: look once more.
-                    if clock.running.load(Ordering::SeqCst) == 0 && !clock.stop.load(Ordering::SeqCst) {
-                        drop(clock);
-                        thread::park();
-                    } else {
-                        clock.parked.store(false, Ordering::SeqCst);
-                    }
-                    idle = 0;
-                    continue;
-                }
-                drop(clock);
-                thread::sleep(TICK);
-                engine.increment_epoch();
-            }
-        })?;
-        *clock.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle.thread().clone());
-        Ok(clock)
-    }
-
-    fn wake(&self) {
-        if let Some(thread) = &*self.thread.lock().unwrap_or_else(PoisonError::into_inner) {
-            thread.unpark();
-        }
-    }
-
-    fn call_begins(&self) -> Call<'_> {
-        self.running.fetch_add(1, Ordering::SeqCst);
-        if self.parked.swap(false, Ordering::SeqCst) {
-            self.wake();
-        }
-        Call(self)
-    }
-}
-
-impl Drop for Clock {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        self.wake();
-    }
-}
-
-/// A call under way.
-struct Call<'a>(&'a Clock);
-
-impl Drop for Call<'_> {
-    fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// What a store carries: the limits of its instance, and whether they were hit.
-struct Guest {
-    limits: StoreLimits,
-    memory_refused: bool,
-}
-
-impl wasmtime::ResourceLimiter for Guest {
-    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
-        let granted = self.limits.memory_growing(current, desired, maximum)?;
-        self.memory_refused |= !granted;
-        Ok(granted)
-    }
-
-    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
-        self.limits.table_growing(current, desired, maximum)
     }
 }
 
@@ -325,53 +225,3 @@ impl Step {
         }
     }
 }
-
-fn error_from_guest(error: types::Error) -> StepError {
-    match error {
-        types::Error::InvalidParameter(text) => StepError::Parameter(text),
-        types::Error::InvalidInput(text) => StepError::Input(text),
-        types::Error::Failed(text) => StepError::Failed(text),
-    }
-}
-
-fn metadata_from_guest(metadata: types::TensorMetadata) -> TensorMetadata {
-    let datatype = datatype_from_guest(metadata.datatype);
-    TensorMetadata {
-        name: metadata.name,
-        datatype,
-        shape: metadata.shape,
-    }
-}
-
-fn tensor_to_guest(tensor: &Tensor) -> types::Tensor {
-    types::Tensor {
-        name: tensor.name().to_owned(),
-        datatype: datatype_to_guest(tensor.datatype()),
-        shape: tensor.shape().iter().map(|dim| *dim as u64).collect(),
-        data: tensor.data().to_vec(),
-    }
-}
-
-fn tensor_from_guest(tensor: types::Tensor) -> Result<Tensor, skerry_shared::oip::TensorError> {
-    let shape = tensor
-        .shape
-        .iter()
-        .map(|dim| usize::try_from(*dim).unwrap_or(usize::MAX))
-        .collect();
-    Tensor::new(tensor.name, datatype_from_guest(tensor.datatype), shape, tensor.data)
-}
-
-/// Both directions of the datatypes, in one list.
-macro_rules! datatypes {
-    ($($name:ident),*) => {
-        fn datatype_to_guest(datatype: Datatype) -> types::Datatype {
-            match datatype { $(Datatype::$name => types::Datatype::$name),* }
-        }
-        fn datatype_from_guest(datatype: types::Datatype) -> Datatype {
-            match datatype { $(types::Datatype::$name => Datatype::$name),* }
-        }
-    };
-}
-datatypes!(
-    Bool, Uint8, Uint16, Uint32, Uint64, Int8, Int16, Int32, Int64, Fp16, Fp32, Fp64, Bytes
-);
