@@ -17,7 +17,7 @@ use skerry_shared::{
     oip::{Tensor, TensorMetadata},
 };
 use wasmtime::{
-    Config, Engine, Store, StoreLimitsBuilder, Trap,
+    Config, Engine, Store, Trap,
     component::{Component, Linker},
 };
 
@@ -30,7 +30,7 @@ mod bindings {
 
 use bindings::{Step as Instance, StepPre, skerry::pipeline::types};
 use clock::{Clock, TICK};
-use convert::{error_from_guest, metadata_from_guest, tensor_from_guest, tensor_to_guest};
+use convert::{error_from_guest, metadata_from_guest, shortened, tensor_to_guest, tensors_from_guest};
 use guest::Guest;
 
 /// The wasmtime that runs compiled components here, and must have compiled them.
@@ -38,6 +38,15 @@ pub const WASMTIME_VERSION: &str = "48.0.8";
 
 /// Warm instances kept per step: more concurrent calls make more for the moment.
 const WARM_INSTANCES: usize = 4;
+
+/// The most memory that a manifest can give a step on a device: 256 MiB.
+const MEMORY_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// The longest time that a manifest can give a call. Whoever asks for an inference has given up by then.
+const TIMEOUT_MS_MAX: u32 = 60_000;
+/// Live resource handles of a component: `skerry:pipeline/step` has none, so these are the guest's own.
+const HANDLES_MAX: usize = 1000;
+/// What wasmtime says when an answer exceeds `set_hostcall_fuel`; it has no type for it. A test would notice other words.
+const FUEL_EXHAUSTED: &str = "fuel allocated for hostcalls has been exhausted";
 
 /// The platform for which this process needs compiled components.
 pub fn host_platform() -> Platform {
@@ -109,7 +118,7 @@ impl Step {
         parameters: &BTreeMap<String, String>,
         limits: StepLimits,
     ) -> Result<Step, StepError> {
-        let refused = |error: wasmtime::Error| StepError::Instantiate(format!("{error:#}"));
+        let refused = |error: wasmtime::Error| StepError::Instantiate(shortened(format!("{error:#}")));
         // SAFETY: compiled code is as trusted as this program. The caller hands over a resource of a bundle whose digest it
         // has verified under the `targets` signature; wasmtime itself checks version and configuration.
         #[allow(unsafe_code)]
@@ -128,15 +137,18 @@ impl Step {
             runtime: runtime.clone(),
             pre,
             parameters: parameters.iter().map(parameter).collect(),
-            limits,
+            limits: StepLimits {
+                memory_bytes: limits.memory_bytes.min(MEMORY_BYTES_MAX),
+                timeout_ms: limits.timeout_ms.min(TIMEOUT_MS_MAX),
+            },
             inputs: Vec::new(),
             outputs: Vec::new(),
             warm: Mutex::new(Vec::new()),
         };
         let mut warm = step.instantiate()?;
         let description = step.call(&mut warm, |warm| warm.instance.call_describe(&mut warm.store))?;
-        step.inputs = description.inputs.into_iter().map(metadata_from_guest).collect();
-        step.outputs = description.outputs.into_iter().map(metadata_from_guest).collect();
+        step.inputs = metadata_from_guest(description.inputs)?;
+        step.outputs = metadata_from_guest(description.outputs)?;
         step.put_back(warm);
         Ok(step)
     }
@@ -160,29 +172,16 @@ impl Step {
         // An error here is a trap: the instance is dropped, since nothing is known about its memory.
         let result = self.call(&mut warm, |warm| warm.instance.call_process(&mut warm.store, &tensors))?;
         self.put_back(warm);
-        let outputs = result.map_err(error_from_guest)?;
-        outputs
-            .into_iter()
-            .map(|tensor| tensor_from_guest(tensor).map_err(StepError::Tensor))
-            .collect()
+        tensors_from_guest(result.map_err(error_from_guest)?)
     }
 
     fn instantiate(&self) -> Result<Warm, StepError> {
-        let limits = StoreLimitsBuilder::new()
-            .memory_size(usize::try_from(self.limits.memory_bytes).unwrap_or(usize::MAX))
-            .instances(16)
-            .memories(4)
-            .tables(16)
-            .table_elements(20_000)
-            .build();
-        let mut store = Store::new(
-            &self.runtime.engine,
-            Guest {
-                limits,
-                memory_refused: false,
-            },
-        );
+        let memory_bytes = usize::try_from(self.limits.memory_bytes).unwrap_or(usize::MAX);
+        let mut store = Store::new(&self.runtime.engine, Guest::new(memory_bytes));
         store.limiter(|guest| guest);
+        // An answer is copied out of the guest, which can point to the same bytes many times.
+        store.set_hostcall_fuel(memory_bytes);
+        store.set_max_component_handles(HANDLES_MAX);
         let _call = self.runtime.clock.call_begins();
         store.set_epoch_deadline(self.ticks());
         let instance = self
@@ -200,7 +199,7 @@ impl Step {
     fn call<T>(&self, warm: &mut Warm, call: impl FnOnce(&mut Warm) -> wasmtime::Result<T>) -> Result<T, StepError> {
         let _call = self.runtime.clock.call_begins();
         warm.store.set_epoch_deadline(self.ticks());
-        warm.store.data_mut().memory_refused = false;
+        warm.store.data_mut().call_begins();
         call(warm).map_err(|error| self.trap(&warm.store, &error))
     }
 
@@ -212,13 +211,18 @@ impl Step {
     fn trap(&self, store: &Store<Guest>, error: &wasmtime::Error) -> StepError {
         match error.downcast_ref::<Trap>() {
             Some(Trap::Interrupt) => StepError::Timeout(self.limits.timeout_ms),
-            _ if store.data().memory_refused => StepError::Memory(self.limits.memory_bytes),
+            _ if store.data().memory_refused() => StepError::Memory(self.limits.memory_bytes),
             Some(trap) => StepError::Trap(trap.to_string()),
-            None => StepError::Trap(format!("{error:#}")),
+            None if error.to_string().ends_with(FUEL_EXHAUSTED) => StepError::Answer(self.limits.memory_bytes),
+            None => StepError::Trap(shortened(format!("{error:#}"))),
         }
     }
 
     fn put_back(&self, warm: Warm) {
+        // Full, and it will stay full: one that leaks would fail every call from now on.
+        if warm.store.data().memory_refused() {
+            return;
+        }
         let mut waiting = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.len() < WARM_INSTANCES {
             waiting.push(warm);
