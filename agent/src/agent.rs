@@ -33,8 +33,9 @@ use crate::{
     record::{Installed, Keeper},
     report::{self, Facts},
     serve,
-    serving::{Serving, ServingModel},
+    serving::Serving,
     store::Store,
+    telemetry::{self, spool::TelemetryStatus},
     update::{Effect, Event, Job, State, effect_of, next_job, step},
     verify::{self, Trust, VerifyError},
 };
@@ -44,6 +45,7 @@ pub(crate) struct Options {
     pub(crate) state_dir: PathBuf,
     pub(crate) listen: std::net::SocketAddr,
     pub(crate) bandwidth: Option<u64>,
+    pub(crate) telemetry_interval: Duration,
     pub(crate) store_limit: Option<u64>,
 }
 
@@ -51,6 +53,8 @@ pub(crate) struct Options {
 const WATCH_EVERY: Duration = Duration::from_millis(50);
 /// How often the progress of a download is reported.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// How long requests under way may take to end at shutdown; what they count is still collected.
+const API_DRAIN: Duration = Duration::from_secs(5);
 
 fn now_ms() -> u64 {
     SystemTime::now()
@@ -93,9 +97,28 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
     )?;
     tracing::info!(address, "local API listens");
     let (status, statuses) = tokio::sync::watch::channel(serde_json::Value::Null);
+    let (telemetry_status, telemetry_statuses) = tokio::sync::watch::channel(TelemetryStatus::default());
+    let statuses = serve::Statuses {
+        agent: statuses,
+        telemetry: telemetry_statuses,
+    };
     let api = tokio::spawn(serve::run(listener, Arc::clone(&serving), statuses, shutdown.clone()));
 
     let (sender, received) = link::start(&identity, &boot_id, shutdown.clone());
+    let telemetry = telemetry::Task {
+        state_dir: options.state_dir.clone(),
+        interval: options.telemetry_interval,
+        device: identity.device_id.clone(),
+        boot_id: boot_id.clone(),
+        serving: Arc::clone(&serving),
+        sender: sender.clone(),
+        acks: received.acks,
+        connection: received.connection,
+        status: telemetry_status,
+    };
+    // Not `shutdown`: requests that end after it are still counted.
+    let counted = CancellationToken::new();
+    let telemetry = tokio::spawn(telemetry.run(counted.clone()));
     let fetcher = Fetcher::new(sender.clone(), received.parts, options.bandwidth);
     let progress = Arc::new(Progress::default());
     let worker = Worker {
@@ -125,8 +148,16 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
     agent.start_serving().await;
     agent.turn(Event::Started);
     agent.serve_events(received.events, &shutdown).await;
-    api.await.context("the local API ended")?;
-    Ok(())
+    let drained = tokio::time::timeout(API_DRAIN, api).await;
+    counted.cancel();
+    telemetry.await.context("telemetry ended badly")?;
+    match drained {
+        Ok(ended) => ended.context("the local API ended badly"),
+        Err(_) => {
+            tracing::warn!("some inference requests did not end in time");
+            Ok(())
+        }
+    }
 }
 
 /// What the loop owns.
@@ -596,10 +627,8 @@ impl Worker {
     fn install(&mut self, job: &Job) -> Result<(), ReportedError> {
         let verified = self.verified(job).map_err(|error| error.report())?;
         let model = self.load(&verified)?;
-        self.serving.replace(
-            job.assignment.model.clone(),
-            ServingModel::new(job.assignment.version, model),
-        );
+        self.serving
+            .replace(job.assignment.model.clone(), job.assignment.version, model);
         Ok(())
     }
 
@@ -689,8 +718,7 @@ impl Worker {
             &skerry_inference::host_platform(),
         );
         let bundle = self.load(&verified.map_err(|error| error.report())?)?;
-        self.serving
-            .replace(model.clone(), ServingModel::new(installed.version, bundle));
+        self.serving.replace(model.clone(), installed.version, bundle);
         Ok(())
     }
 }

@@ -45,6 +45,9 @@ enum Command {
         /// The most bytes per second that downloads may use.
         #[arg(long, value_name = "BYTES_PER_SECOND")]
         bandwidth: Option<u64>,
+        /// How often measurements are collected and sent, for example 500ms, 10s, 5m.
+        #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = interval)]
+        telemetry_interval: Duration,
         /// The most bytes that bundles may take on disk; without it the disk's free space is the limit.
         #[arg(long, value_name = "BYTES")]
         store_limit: Option<u64>,
@@ -74,11 +77,13 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             state_dir,
             listen,
             bandwidth,
+            telemetry_interval,
             store_limit,
         } => run(agent::Options {
             state_dir,
             listen,
             bandwidth,
+            telemetry_interval,
             store_limit,
         }),
         Command::Status { state_dir } => status(&state_dir),
@@ -90,6 +95,34 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             let _ = writeln!(std::io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Shorter intervals would wear the flash out: each costs an fsync.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+/// A text that is no telemetry interval.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no interval of 100ms or more; for example 500ms, 10s, 5m, 1h")]
+struct BadInterval(String);
+
+fn interval(text: &str) -> Result<Duration, BadInterval> {
+    let bad = || BadInterval(text.to_owned());
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+    let (count, unit) = text.split_at(digits);
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(bad()),
+    };
+    let ms = count.parse::<u32>().map_err(|_| bad())?;
+    let interval = Duration::from_millis(u64::from(ms) * unit_ms);
+    if interval < INTERVAL_MIN {
+        Err(bad())
+    } else {
+        Ok(interval)
     }
 }
 
@@ -142,4 +175,20 @@ fn status(state_dir: &std::path::Path) -> anyhow::Result<()> {
         .context("bad answer")?;
     say(&serde_json::to_string_pretty(&status)?);
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_have_units_and_a_least_value() {
+        assert_eq!(interval("500ms").unwrap(), Duration::from_millis(500));
+        assert_eq!(interval("10s").unwrap(), Duration::from_secs(10));
+        assert_eq!(interval("5m").unwrap(), Duration::from_secs(300));
+        for text in ["", "10", "s", "-1s", "1d", "0s", "99ms", "99999999999s"] {
+            assert!(interval(text).is_err(), "{text}");
+        }
+    }
 }

@@ -1,11 +1,13 @@
-//! The only place that writes to the device's disk: whole files, and a state record that survives a torn write.
+//! The only place that writes to the device's disk: whole files, files that only grow, and a state record that survives a
+//! torn write.
 //!
-//! Invariant: after a power cut every file has its old or its new content.
+//! Invariant: after a power cut every file has its old or its new content; one that grows may end in a part of what was
+//! being appended.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -138,6 +140,56 @@ pub(crate) fn remove(path: &Path) -> Result<(), DiskError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
         _ => Ok(()),
+    }
+}
+
+/// Reads a part of a file.
+pub(crate) fn read_at(path: &Path, offset: u64, bytes: usize) -> Result<Vec<u8>, DiskError> {
+    let mut content = vec![0; bytes];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut content, offset));
+    read.map_err(failed("read", path))?;
+    Ok(content)
+}
+
+/// A file that only grows. Only its owner may read it.
+pub(crate) struct Appender {
+    file: File,
+    path: PathBuf,
+    bytes: u64,
+}
+
+impl Appender {
+    /// Makes an empty file; it is an error if it is there.
+    pub(crate) fn create(path: &Path) -> Result<Appender, DiskError> {
+        let open = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        let file = open.map_err(failed("make", path))?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(failed("sync", folder))?;
+        Ok(Appender {
+            file,
+            path: path.to_owned(),
+            bytes: 0,
+        })
+    }
+
+    /// Appends, with one fsync, and returns where. After an error nothing more may be appended: what the disk holds of
+    /// these bytes is unknown, though they are cut off again if it still obeys.
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<u64, DiskError> {
+        let offset = self.bytes;
+        let written = self.file.write_all(bytes).and_then(|()| self.file.sync_data());
+        if let Err(error) = written {
+            let _ = self.file.set_len(offset);
+            return Err(failed("append to", &self.path)(error));
+        }
+        self.bytes += bytes.len() as u64;
+        Ok(offset)
+    }
+
+    /// The file's length.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
     }
 }
 

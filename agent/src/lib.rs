@@ -1,4 +1,4 @@
-//! The device role of Skerry: pulls signed bundles over MQTT, runs them, answers inference requests.
+//! The device role of Skerry: pulls signed bundles over MQTT, runs them, answers inference requests, ships telemetry.
 //!
 //! The list is the reading order of the update path; `agent` wires it. Invariant: inference never stops because an update
 //! failed, and nothing runs that the signed metadata does not allow.
@@ -19,3 +19,4 @@ mod verify;
 mod agent;
 mod report;
 mod serve;
+mod telemetry;

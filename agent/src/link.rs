@@ -12,7 +12,7 @@ use skerry_shared::{
     schema::{Envelope, SchemaVersion},
     topic::{Channel, Topic},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::enroll::Identity;
@@ -26,6 +26,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// Parts that may wait for the download: twice its window.
 const PARTS_QUEUE: usize = 2 * crate::transfer::WINDOW;
+/// Acknowledgements that may wait for the spool. One too many is lost: its frames are sent again.
+const ACKS_QUEUE: usize = 64;
 
 /// What the broker brought.
 #[derive(Debug)]
@@ -61,10 +63,13 @@ impl Sender {
     }
 }
 
-/// The receiving half: events for the agent's loop, parts for the download.
+/// The receiving half: events for the agent's loop, parts for the download, acknowledgements for telemetry.
 pub(crate) struct Received {
     pub(crate) events: mpsc::Receiver<FromBroker>,
     pub(crate) parts: mpsc::Receiver<Vec<u8>>,
+    pub(crate) acks: mpsc::Receiver<Vec<u8>>,
+    /// The number of the connection that is up, counted from 1.
+    pub(crate) connection: watch::Receiver<Option<u64>>,
 }
 
 /// Starts the connection's task.
@@ -90,14 +95,25 @@ pub(crate) fn start(identity: &Identity, boot_id: &BootId, shutdown: Cancellatio
     let sender = Sender { client, device };
     let (events_in, events) = mpsc::channel(64);
     let (parts_in, parts) = mpsc::channel(PARTS_QUEUE);
+    let (acks_in, acks) = mpsc::channel(ACKS_QUEUE);
+    let (connection_in, connection) = watch::channel(None);
     let task = Poller {
         sender: sender.clone(),
         boot_id: boot_id.clone(),
         events: events_in,
         parts: parts_in,
+        acks: acks_in,
+        connections: 0,
+        connection: connection_in,
     };
     tokio::spawn(task.run(event_loop, shutdown));
-    (sender, Received { events, parts })
+    let received = Received {
+        events,
+        parts,
+        acks,
+        connection,
+    };
+    (sender, received)
 }
 
 struct Poller {
@@ -105,10 +121,14 @@ struct Poller {
     boot_id: BootId,
     events: mpsc::Sender<FromBroker>,
     parts: mpsc::Sender<Vec<u8>>,
+    acks: mpsc::Sender<Vec<u8>>,
+    /// So far.
+    connections: u64,
+    connection: watch::Sender<Option<u64>>,
 }
 
 impl Poller {
-    async fn run(self, mut event_loop: EventLoop, shutdown: CancellationToken) {
+    async fn run(mut self, mut event_loop: EventLoop, shutdown: CancellationToken) {
         let mut backoff = BACKOFF_MIN;
         loop {
             let polled = tokio::select! {
@@ -126,6 +146,7 @@ impl Poller {
                     self.handle(event);
                 }
                 Ok(Err(error)) => {
+                    self.connection.send_replace(None);
                     tracing::warn!(%error, retry_ms = backoff.as_millis() as u64, "no connection to the broker");
                     tokio::select! {
                         () = tokio::time::sleep(jittered(backoff)) => {}
@@ -134,6 +155,7 @@ impl Poller {
                     backoff = (backoff * 2).min(BACKOFF_MAX);
                 }
                 Err(_) => {
+                    self.connection.send_replace(None);
                     tracing::warn!("the connection to the broker hangs, starting a new one");
                     event_loop.clean();
                 }
@@ -141,7 +163,7 @@ impl Poller {
         }
     }
 
-    fn handle(&self, event: Event) {
+    fn handle(&mut self, event: Event) {
         match event {
             Event::Incoming(Incoming::ConnAck(_)) => {
                 tracing::info!("connected to the broker");
@@ -154,6 +176,8 @@ impl Poller {
                 let birth = self.sender.status(&self.boot_id, true);
                 self.sender.try_publish(Channel::Status, QoS::AtLeastOnce, birth);
                 let _ = self.events.try_send(FromBroker::Connected);
+                self.connections += 1;
+                self.connection.send_replace(Some(self.connections));
             }
             Event::Incoming(Incoming::Publish(publish)) => match publish.topic.parse::<Topic>() {
                 Ok(Topic::Device(_, Channel::Desired)) => {
@@ -162,6 +186,7 @@ impl Poller {
                 }
                 // A part too many is asked for again.
                 Ok(Topic::Device(_, Channel::Chunk)) => drop(self.parts.try_send(publish.payload.to_vec())),
+                Ok(Topic::Device(_, Channel::Ack)) => drop(self.acks.try_send(publish.payload.to_vec())),
                 _ => {}
             },
             _ => {}

@@ -26,6 +26,7 @@ use crate::{
     db::{Db, DbError, Durability, Migration},
     mqtt, publish, rollouts,
     signing::online::OnlineKeys,
+    telemetry,
     transfer::Transfer,
     web,
 };
@@ -67,6 +68,8 @@ pub enum Change {
     Bundle(ModelName, ModelVersion),
     /// A rollout: its state, or that of one of its devices.
     Rollout(RolloutId),
+    /// Telemetry of some devices is stored.
+    Telemetry,
 }
 
 /// Tells whoever listens that something moved. A slow listener misses changes and must look again.
@@ -96,6 +99,8 @@ pub struct App {
     pub config: Config,
     /// `core.db`: devices, registry, published metadata.
     pub core: Db,
+    /// `telemetry.db`. Only the edge writes to it, through [`telemetry::ingest`].
+    pub telemetry: Db,
     /// Content by digest.
     pub blobs: BlobStore,
     /// The online keys.
@@ -140,6 +145,7 @@ impl Server {
         std::fs::create_dir_all(data).with_context(|| format!("cannot make data folder {}", data.display()))?;
         let keys = Arc::new(OnlineKeys::read(&config.signing_dir)?);
         let core = Db::open(&data.join("core.db"), Durability::Full, CORE_MIGRATIONS)?;
+        let telemetry = Db::open(&data.join("telemetry.db"), Durability::Normal, telemetry::MIGRATIONS)?;
         let blobs = BlobStore::open_folder(&data.join("blobs"))?;
         publish::ensure(&core, &keys, now_ms())
             .await
@@ -196,6 +202,7 @@ impl Server {
             mqtt_address: (connection.host.clone(), connection.port),
             config,
             core,
+            telemetry,
             blobs,
             keys,
             changes: Changes::new(),
@@ -310,7 +317,7 @@ async fn relevant_change(changes: &mut broadcast::Receiver<Change>) {
     loop {
         match changes.recv().await {
             Ok(Change::Device(_) | Change::Rollout(_)) | Err(broadcast::error::RecvError::Lagged(_)) => return,
-            Ok(Change::Model(_) | Change::Bundle(..)) => {}
+            Ok(Change::Model(_) | Change::Bundle(..) | Change::Telemetry) => {}
             // The sender lives in the app, which this task holds.
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }

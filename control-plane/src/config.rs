@@ -18,6 +18,8 @@ pub struct Config {
     pub mqtt: Mqtt,
     /// The folder with the online keys, `root.json` and the first `targets.json`.
     pub signing_dir: PathBuf,
+    /// How long telemetry is kept.
+    pub telemetry_retention_days: u32,
     /// The largest request body: an ONNX file.
     pub body_limit_bytes: usize,
 }
@@ -70,6 +72,8 @@ fn list(mistakes: &[String]) -> String {
 
 /// 256 MiB: the largest models that fit a device, with room.
 const BODY_LIMIT_BYTES: usize = 256 * 1024 * 1024;
+/// A month: long enough to compare a version with the one before it.
+const RETENTION_DAYS: u32 = 30;
 
 impl Config {
     /// The defaults, for a data folder.
@@ -81,6 +85,7 @@ impl Config {
                 bind: SocketAddr::from(([127, 0, 0, 1], 1883)),
             },
             signing_dir: data_dir.join("keys"),
+            telemetry_retention_days: RETENTION_DAYS,
             body_limit_bytes: BODY_LIMIT_BYTES,
         }
     }
@@ -115,6 +120,7 @@ impl Config {
         let http: HttpSection = section.take("http").unwrap_or_default();
         let mqtt: MqttSection = section.take("mqtt").unwrap_or_default();
         let signing: SigningSection = section.take("signing").unwrap_or_default();
+        let telemetry: TelemetrySection = section.take("telemetry").unwrap_or_default();
         let limits: LimitsSection = section.take("limits").unwrap_or_default();
         section.finish();
 
@@ -137,6 +143,12 @@ impl Config {
         }
         if let Some(dir) = signing.dir {
             config.signing_dir = dir;
+        }
+        if let Some(days) = telemetry.retention_days {
+            config.telemetry_retention_days = days;
+            if days == 0 {
+                mistakes.push("telemetry.retention_days must be at least 1".to_owned());
+            }
         }
         if let Some(limit) = limits.body_bytes {
             config.body_limit_bytes = limit;
@@ -218,6 +230,12 @@ struct SigningSection {
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
+struct TelemetrySection {
+    retention_days: Option<u32>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
 struct LimitsSection {
     body_bytes: Option<usize>,
 }
@@ -241,6 +259,13 @@ mod tests {
         let config = Config::parse("").unwrap();
         assert_eq!(config.http_bind.port(), 8080);
         assert_eq!(config.signing_dir, Path::new("skerry-data/keys"));
+    }
+
+    #[test]
+    fn telemetry_is_kept_for_a_day_at_least() {
+        let kept = |days: u32| Config::parse(&format!("[telemetry]\nretention_days = {days}"));
+        assert_eq!(kept(7).unwrap().telemetry_retention_days, 7);
+        assert!(kept(0).unwrap_err()[0].contains("telemetry.retention_days"));
     }
 
     #[test]

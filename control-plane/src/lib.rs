@@ -18,6 +18,8 @@ pub mod publish;
 pub mod rollouts;
 pub mod transfer;
 
+pub mod telemetry;
+
 pub mod app;
 
 mod api;

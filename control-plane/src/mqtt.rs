@@ -8,20 +8,24 @@ use std::{sync::Arc, time::Duration};
 use rumqttc::{AsyncClient, Event, EventLoop, Incoming, MqttOptions, Publish, QoS};
 use skerry_broker::{Access, Authentication, Connect, Hooks, Identity, Refusal};
 use skerry_shared::{
-    desired::{Desired, Reported, Status},
+    desired::{Ack, Desired, Reported, Status},
     digest::Digest,
     id::DeviceId,
     schema::{Envelope, SchemaVersion},
     topic::{Channel, Topic},
     transfer::Want,
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{sync::mpsc, task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     app::{App, Change, log_db, now_ms},
     db::Db,
     devices::{self, store},
+    telemetry::{
+        Message,
+        ingest::{BATCH_MAX, Ingest},
+    },
 };
 
 /// The control plane's client id, and its user name at the embedded broker. No device id contains a space or upper case,
@@ -35,6 +39,10 @@ const PACKET_BYTES: usize = 256 * 1024;
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// Messages that may wait for their handler. Above it they are dropped: devices repeat what matters.
 const QUEUE: usize = 4096;
+/// Telemetry is larger, at most 96 KiB a message. Above it frames are dropped here, and their devices send them again.
+const TELEMETRY_QUEUE: usize = 1024;
+/// How often old telemetry is looked for.
+const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 
 /// How to reach the broker.
 pub(crate) struct Connection {
@@ -111,15 +119,17 @@ pub(crate) fn spawn(tasks: &mut JoinSet<()>, app: &Arc<App>, connection: Connect
     let (client, events) = AsyncClient::new(options, 256);
     let (state, states) = mpsc::channel(QUEUE);
     let (want, wants) = mpsc::channel(QUEUE);
+    let (telemetry, frames) = mpsc::channel(TELEMETRY_QUEUE);
     tasks.spawn(poll(
         Arc::clone(app),
         client.clone(),
         events,
-        Queues { state, want },
+        Queues { state, want, telemetry },
         shutdown.clone(),
     ));
     tasks.spawn(handle_states(Arc::clone(app), states));
     tasks.spawn(handle_wants(Arc::clone(app), client.clone(), wants));
+    tasks.spawn(handle_telemetry(Arc::clone(app), client.clone(), frames));
     tasks.spawn(publish_desired(Arc::clone(app), client, shutdown.clone()));
 }
 
@@ -127,6 +137,7 @@ pub(crate) fn spawn(tasks: &mut JoinSet<()>, app: &Arc<App>, connection: Connect
 struct Queues {
     state: mpsc::Sender<(DeviceId, Channel, Publish)>,
     want: mpsc::Sender<(DeviceId, Publish)>,
+    telemetry: mpsc::Sender<Message>,
 }
 
 async fn poll(app: Arc<App>, client: AsyncClient, mut events: EventLoop, queues: Queues, shutdown: CancellationToken) {
@@ -141,7 +152,7 @@ async fn poll(app: Arc<App>, client: AsyncClient, mut events: EventLoop, queues:
                 backoff = Duration::from_millis(100);
                 tracing::info!("connected to the MQTT broker");
                 // The session is clean: subscribe again, and say again what devices should run.
-                for channel in [Channel::Reported, Channel::Status, Channel::Want] {
+                for channel in [Channel::Reported, Channel::Status, Channel::Want, Channel::Telemetry] {
                     if let Err(error) = client.try_subscribe(channel.of_all_devices(), QoS::AtLeastOnce) {
                         tracing::error!(%error, "cannot subscribe");
                     }
@@ -184,6 +195,10 @@ fn queue(queues: &Queues, publish: Publish) {
     };
     let full = match channel {
         Channel::Want => queues.want.try_send((device, publish)).is_err(),
+        Channel::Telemetry => {
+            let payload = publish.payload;
+            queues.telemetry.try_send(Message { device, payload }).is_err()
+        }
         _ => queues.state.try_send((device, channel, publish)).is_err(),
     };
     if full {
@@ -248,6 +263,53 @@ async fn handle_wants(app: Arc<App>, client: AsyncClient, mut wants: mpsc::Recei
                 return;
             }
         }
+    }
+}
+
+/// Takes in what has queued up, and acknowledges it after the commit. Old telemetry is deleted in between, step by step.
+async fn handle_telemetry(app: Arc<App>, client: AsyncClient, mut frames: mpsc::Receiver<Message>) {
+    let mut ingest = Ingest::new(app.telemetry.clone());
+    let mut expiry = tokio::time::interval(EXPIRE_EVERY);
+    expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let mut messages = Vec::new();
+        tokio::select! {
+            count = frames.recv_many(&mut messages, BATCH_MAX) => if count == 0 { return },
+            _ = expiry.tick() => {
+                match ingest.expire(app.config.telemetry_retention_days, now_ms()).await {
+                    Ok(true) => expiry.reset_immediately(),
+                    Ok(false) => {}
+                    Err(error) => log_db(Err(error), "delete old telemetry"),
+                }
+                continue;
+            }
+        }
+        let acks = match ingest.ingest(messages, now_ms()).await {
+            Ok(acks) => acks,
+            Err(error) => {
+                // Their devices send them again.
+                tracing::error!(
+                    error = format!("{:#}", anyhow::Error::new(error)),
+                    "telemetry was not stored"
+                );
+                continue;
+            }
+        };
+        for acked in acks {
+            let topic = Topic::Device(acked.device, Channel::Ack).to_string();
+            let ack = Ack {
+                schema: SchemaVersion::CURRENT,
+                frames: acked.frames,
+            };
+            if client
+                .publish(topic, QoS::AtLeastOnce, false, ack.to_json())
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+        app.changes.send(Change::Telemetry);
     }
 }
 

@@ -23,7 +23,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::serving::{Serving, ServingModel};
+use crate::{
+    serving::{Serving, ServingModel},
+    telemetry::spool::TelemetryStatus,
+};
 
 /// 16 MiB: a camera frame as floats, with room.
 const BODY_LIMIT_BYTES: usize = 16 * 1024 * 1024;
@@ -32,20 +35,21 @@ const CONCURRENT_REQUESTS: usize = 16;
 
 struct Api {
     serving: Arc<Serving>,
-    status: watch::Receiver<Value>,
+    statuses: Statuses,
     permits: Semaphore,
 }
 
+/// What the agent says about itself at any time.
+pub(crate) struct Statuses {
+    pub(crate) agent: watch::Receiver<Value>,
+    pub(crate) telemetry: watch::Receiver<TelemetryStatus>,
+}
+
 /// Serves until `shutdown`.
-pub(crate) async fn run(
-    listener: TcpListener,
-    serving: Arc<Serving>,
-    status: watch::Receiver<Value>,
-    shutdown: CancellationToken,
-) {
+pub(crate) async fn run(listener: TcpListener, serving: Arc<Serving>, statuses: Statuses, shutdown: CancellationToken) {
     let api = Arc::new(Api {
         serving,
-        status,
+        statuses,
         permits: Semaphore::new(CONCURRENT_REQUESTS),
     });
     let router = Router::new()
@@ -83,10 +87,10 @@ async fn server() -> Json<Value> {
 }
 
 async fn status_of(State(api): State<Arc<Api>>) -> Json<Value> {
-    let mut status = api.status.borrow().clone();
-    let count = |f: fn(&ServingModel) -> u64| api.serving.list().iter().map(|(_, model)| f(model)).sum::<u64>();
-    status["inferences"] = count(|model| model.requests.load(std::sync::atomic::Ordering::Relaxed)).into();
-    status["inference_errors"] = count(|model| model.errors.load(std::sync::atomic::Ordering::Relaxed)).into();
+    let mut status = api.statuses.agent.borrow().clone();
+    status["inferences"] = api.serving.metrics().requests().into();
+    status["inference_errors"] = api.serving.metrics().errors().into();
+    status["telemetry"] = json!(*api.statuses.telemetry.borrow());
     Json(status)
 }
 
@@ -96,6 +100,8 @@ struct ModelPath {
     version: Option<String>,
 }
 
+// The error is the answer itself, made once a request at most.
+#[allow(clippy::result_large_err)]
 fn find(api: &Api, path: &ModelPath) -> Result<Arc<ServingModel>, Response> {
     let model = path.model.parse().ok().and_then(|name| api.serving.get(&name));
     let model = model.ok_or_else(|| error(StatusCode::NOT_FOUND, format!("there is no model `{}`", path.model)))?;

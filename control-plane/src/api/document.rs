@@ -45,6 +45,7 @@ pub(super) fn empty() -> OpenApi {
         ("devices", "Devices and their enrolment"),
         ("models", "The model registry"),
         ("bundles", "Signed bundles, their content and the TUF metadata"),
+        ("telemetry", "What devices have measured"),
         ("rollouts", "Bringing a bundle to devices, group by group"),
         ("system", "The control plane itself"),
     ];

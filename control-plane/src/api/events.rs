@@ -47,6 +47,8 @@ enum Moved {
         #[schema(value_type = u64)]
         id: RolloutId,
     },
+    /// Telemetry of some devices is stored.
+    Telemetry,
 }
 
 impl From<Result<Change, BroadcastStreamRecvError>> for Moved {
@@ -56,6 +58,7 @@ impl From<Result<Change, BroadcastStreamRecvError>> for Moved {
             Ok(Change::Model(name)) => Moved::Model { name },
             Ok(Change::Bundle(model, version)) => Moved::Bundle { model, version },
             Ok(Change::Rollout(id)) => Moved::Rollout { id },
+            Ok(Change::Telemetry) => Moved::Telemetry,
             Err(BroadcastStreamRecvError::Lagged(_)) => Moved::Everything,
         }
     }

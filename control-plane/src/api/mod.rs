@@ -11,6 +11,7 @@ mod extract;
 mod models;
 mod problem;
 mod rollouts;
+mod telemetry;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
@@ -51,6 +52,7 @@ fn documented(app: &Arc<App>) -> OpenApiRouter<Arc<App>> {
         .merge(models::routes(upload_limit))
         .merge(bundles::routes(upload_limit))
         .merge(rollouts::routes())
+        .merge(telemetry::routes())
         .merge(events::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(app), auth::require_token));
     document::require_token(protected.get_openapi_mut());

@@ -49,5 +49,6 @@ fn words(change: &Change) -> String {
         Change::Model(model) => format!("model:{model}"),
         Change::Bundle(model, version) => format!("bundle:{model}:{version}"),
         Change::Rollout(rollout) => format!("rollout:{rollout}"),
+        Change::Telemetry => "telemetry".to_owned(),
     }
 }

@@ -10,6 +10,7 @@ mod flow_update;
 #[cfg(feature = "outside")]
 mod outside;
 mod power_loss;
+mod telemetry_frames;
 
 /// The program that the tests start.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_skerry-under-test");

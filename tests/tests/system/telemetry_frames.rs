@@ -1,0 +1,163 @@
+//! A telemetry frame's way over a real broker: stored once, acknowledged each time it comes, also by a control plane that was
+//! started anew.
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use anyhow::Context;
+use prost::Message as _;
+use rumqttc::{AsyncClient, Event, EventLoop, Incoming, MqttOptions, QoS};
+use serde_json::{Value, json};
+use skerry_control_plane::{
+    app::Server,
+    cli::keys,
+    config::{Config, Mqtt},
+    telemetry::query,
+};
+use skerry_shared::{
+    desired::{Ack, FrameId},
+    otlp::{
+        ExportMetricsServiceRequest, Gauge, Metric, MetricData, NumberDataPoint, NumberValue, ResourceMetrics,
+        ScopeMetrics, TelemetryFrame,
+    },
+    schema::Envelope,
+};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn config(data: &Path) -> Config {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    Config {
+        http_bind: any,
+        mqtt: Mqtt::Embedded { bind: any },
+        signing_dir: data.join("keys/online"),
+        ..Config::new(data)
+    }
+}
+
+async fn call(server: &Server, token: &str, path: &str, body: Value) -> anyhow::Result<Value> {
+    let url = format!("http://{}/api/v1/{path}", server.http_address());
+    let authorization = format!("Bearer {token}");
+    let call = tokio::task::spawn_blocking(move || -> anyhow::Result<Value> {
+        let request = ureq::post(url).header("authorization", authorization);
+        Ok(request.send_json(body)?.body_mut().read_json()?)
+    });
+    call.await?
+}
+
+/// A device that speaks MQTT and nothing else.
+struct Device {
+    client: AsyncClient,
+    events: EventLoop,
+}
+
+impl Device {
+    async fn connect(server: &Server, password: &str) -> anyhow::Result<Device> {
+        let address = server.mqtt_address().context("no embedded broker")?;
+        let mut options = MqttOptions::new("dev-1", address.ip().to_string(), address.port());
+        options.set_credentials("dev-1", password);
+        let (client, events) = AsyncClient::new(options, 16);
+        client.subscribe("skerry/v1/d/dev-1/ack", QoS::AtLeastOnce).await?;
+        let mut device = Device { client, events };
+        device
+            .until(|event| matches!(event, Event::Incoming(Incoming::SubAck(_))).then_some(()))
+            .await?;
+        Ok(device)
+    }
+
+    async fn until<T>(&mut self, mut wanted: impl FnMut(Event) -> Option<T>) -> anyhow::Result<T> {
+        let found = async {
+            loop {
+                if let Some(found) = wanted(self.events.poll().await?) {
+                    return Ok(found);
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, found).await.context("waited too long")?
+    }
+
+    /// Publishes until it is acknowledged, as an agent does: the control plane may not have subscribed yet.
+    async fn send(&mut self, frame: &[u8]) -> anyhow::Result<Ack> {
+        let topic = "skerry/v1/d/dev-1/telemetry";
+        for _ in 0..20 {
+            self.client.publish(topic, QoS::AtLeastOnce, false, frame).await?;
+            let acked = self.until(|event| match event {
+                Event::Incoming(Incoming::Publish(publish)) => Some(Ack::from_json(&publish.payload)),
+                _ => None,
+            });
+            match tokio::time::timeout(Duration::from_secs(1), acked).await {
+                Ok(ack) => return Ok(ack??),
+                Err(_) => continue,
+            }
+        }
+        anyhow::bail!("no acknowledgement came")
+    }
+}
+
+fn frame(id: FrameId) -> Vec<u8> {
+    let points = [1, 2].map(|value| NumberDataPoint {
+        time_unix_nano: value as u64 * 1_000_000_000,
+        value: Some(NumberValue::AsInt(value)),
+        ..NumberDataPoint::default()
+    });
+    let metric = Metric {
+        name: "a".to_owned(),
+        data: Some(MetricData::Gauge(Gauge {
+            data_points: points.to_vec(),
+        })),
+        ..Metric::default()
+    };
+    let scope = ScopeMetrics {
+        scope: None,
+        metrics: vec![metric],
+    };
+    let request = ExportMetricsServiceRequest {
+        resource_metrics: vec![ResourceMetrics {
+            resource: None,
+            scope_metrics: vec![scope],
+        }],
+    };
+    let raw = request.encode_to_vec();
+    let body = zstd::bulk::compress(&raw, 3).expect("compression in memory does not fail");
+    let raw_len = raw.len() as u32;
+    TelemetryFrame {
+        id,
+        raw_len,
+        body: &body,
+    }
+    .to_bytes()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_is_stored_once_and_acknowledged_each_time_it_comes() -> anyhow::Result<()> {
+    let data = tempfile::tempdir()?;
+    keys::init(&data.path().join("keys"))?;
+    let server = Server::start(config(data.path())).await?;
+    let token = server.first_api_token().context("no first token")?.to_owned();
+    let enrolment = call(&server, &token, "device-tokens", json!({})).await?;
+    let body = json!({
+        "token": enrolment["token"], "device_id": "dev-1", "agent_version": "1", "platform": "x86_64-unknown-linux-gnu",
+        // The base point of the curve: a key that is valid and nobody's.
+        "public_key": format!("58{}", "66".repeat(31)),
+    });
+    let enrolled = call(&server, &token, "enroll", body).await?;
+    let password = enrolled["mqtt"]["password"].as_str().context("no password")?;
+
+    let id = FrameId {
+        boot_id: "1".repeat(32).parse()?,
+        seq: 1,
+    };
+    let frame = frame(id.clone());
+    let mut device = Device::connect(&server, password).await?;
+    assert_eq!(device.send(&frame).await?.frames, std::slice::from_ref(&id));
+    drop(device);
+    server.shutdown().await;
+
+    let server = Server::start(config(data.path())).await?;
+    let mut device = Device::connect(&server, password).await?;
+    assert_eq!(device.send(&frame).await?.frames, [id]);
+    let totals = query::totals(&server.app().telemetry).await?;
+    assert_eq!((totals.frames, totals.points, totals.rejected), (1, 2, 0));
+    assert!(totals.duplicates >= 1, "{totals:?}");
+    server.shutdown().await;
+    Ok(())
+}
