@@ -95,7 +95,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
         address.as_bytes(),
         disk::Access::Everybody,
     )?;
-    tracing::info!(address, "local API listens");
+    tracing::info!(%address, "local API listens");
     let (status, statuses) = tokio::sync::watch::channel(serde_json::Value::Null);
     let (telemetry_status, telemetry_statuses) = tokio::sync::watch::channel(TelemetryStatus::default());
     let statuses = serve::Statuses {

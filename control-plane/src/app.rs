@@ -10,7 +10,7 @@ use anyhow::Context;
 use skerry_broker::{Broker, BrokerConfig, Limits};
 use skerry_shared::{
     digest::Digest,
-    id::{DeviceId, ModelName, ModelVersion, RolloutId},
+    id::{DeviceId, ModelName, ModelVersion, RolloutId, RunId},
 };
 use tokio::{
     net::TcpListener,
@@ -27,6 +27,7 @@ use crate::{
     mqtt, publish, rollouts,
     signing::online::OnlineKeys,
     telemetry,
+    training::{Limits as TrainingLimits, Moved, Parts as TrainingParts, Training},
     transfer::Transfer,
     web,
 };
@@ -47,6 +48,10 @@ pub(crate) const CORE_MIGRATIONS: &[Migration] = &[
     Migration {
         number: 4,
         sql: include_str!("../migrations/core/004_rollouts.sql"),
+    },
+    Migration {
+        number: 5,
+        sql: include_str!("../migrations/core/005_training.sql"),
     },
 ];
 
@@ -70,6 +75,8 @@ pub enum Change {
     Rollout(RolloutId),
     /// Telemetry of some devices is stored.
     Telemetry,
+    /// A training run: its status or metrics.
+    Run(RunId),
 }
 
 /// Tells whoever listens that something moved. A slow listener misses changes and must look again.
@@ -107,6 +114,8 @@ pub struct App {
     pub keys: Arc<OnlineKeys>,
     /// The sending side of the transfer.
     pub transfer: Transfer,
+    /// Training runs.
+    pub training: Training,
     /// What moved.
     pub changes: Changes,
     /// Wakes the publisher of desired states.
@@ -197,7 +206,10 @@ impl Server {
             }
         };
         let shutdown = CancellationToken::new();
+        let changes = Changes::new();
+        let training = open_training(&config, &core, &blobs, changes.clone()).await?;
         let app = Arc::new(App {
+            training: training.clone(),
             transfer: Transfer::new(core.clone(), blobs.clone()),
             mqtt_address: (connection.host.clone(), connection.port),
             config,
@@ -205,7 +217,7 @@ impl Server {
             telemetry,
             blobs,
             keys,
-            changes: Changes::new(),
+            changes,
             desired_changed: Notify::new(),
             shutdown: shutdown.clone(),
         });
@@ -213,6 +225,7 @@ impl Server {
         mqtt::spawn(&mut tasks, &app, connection, &shutdown);
         tasks.spawn(renew_metadata(Arc::clone(&app), shutdown.clone()));
         tasks.spawn(drive_rollouts(Arc::clone(&app), shutdown.clone()));
+        tasks.spawn(training.execute(shutdown.clone()));
         let router = router(&app);
         let stop = shutdown.clone().cancelled_owned();
         tasks.spawn(async move {
@@ -270,6 +283,24 @@ pub(crate) fn router(app: &Arc<App>) -> axum::Router {
     api::router(Arc::clone(app)).merge(web::router(Arc::clone(app)))
 }
 
+async fn open_training(config: &Config, core: &Db, blobs: &BlobStore, changes: Changes) -> anyhow::Result<Training> {
+    let parts = TrainingParts {
+        db: core.clone(),
+        blobs: blobs.clone(),
+        folder: config.data_dir.join("runs"),
+        config: config.training.clone(),
+        limits: TrainingLimits::default(),
+        now_ms,
+        moved: Box::new(move |moved| {
+            changes.send(match moved {
+                Moved::Run(run) => Change::Run(run),
+                Moved::Model(model) => Change::Model(model),
+            });
+        }),
+    };
+    Training::open(parts).await.context("cannot take up the training runs")
+}
+
 async fn renew_metadata(app: Arc<App>, shutdown: CancellationToken) {
     loop {
         if let Err(error) = publish::renew(&app.core, &app.keys, now_ms()).await {
@@ -317,7 +348,7 @@ async fn relevant_change(changes: &mut broadcast::Receiver<Change>) {
     loop {
         match changes.recv().await {
             Ok(Change::Device(_) | Change::Rollout(_)) | Err(broadcast::error::RecvError::Lagged(_)) => return,
-            Ok(Change::Model(_) | Change::Bundle(..) | Change::Telemetry) => {}
+            Ok(Change::Model(_) | Change::Bundle(..) | Change::Run(_) | Change::Telemetry) => {}
             // The sender lives in the app, which this task holds.
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }

@@ -22,6 +22,27 @@ pub struct Config {
     pub telemetry_retention_days: u32,
     /// The largest request body: an ONNX file.
     pub body_limit_bytes: usize,
+    /// How training scripts run.
+    pub training: TrainingConfig,
+}
+
+/// How training scripts run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrainingConfig {
+    /// The interpreter of `.py` scripts: a name that is looked up in `PATH`, or an absolute path.
+    pub python: PathBuf,
+    /// Runs that are executed at once; the others wait. At least 1.
+    pub max_concurrent_runs: usize,
+}
+
+impl Default for TrainingConfig {
+    fn default() -> TrainingConfig {
+        TrainingConfig {
+            python: PathBuf::from("python3"),
+            // A training script takes the whole machine, and the control plane needs some of it.
+            max_concurrent_runs: 1,
+        }
+    }
 }
 
 /// The MQTT broker.
@@ -70,6 +91,8 @@ fn list(mistakes: &[String]) -> String {
     mistakes.iter().map(|mistake| format!("\n  - {mistake}")).collect()
 }
 
+/// More runs at once than any machine that this is for has use for: a mistake in the file.
+const CONCURRENT_RUNS_MAX: usize = 64;
 /// 256 MiB: the largest models that fit a device, with room.
 const BODY_LIMIT_BYTES: usize = 256 * 1024 * 1024;
 /// A month: long enough to compare a version with the one before it.
@@ -87,6 +110,7 @@ impl Config {
             signing_dir: data_dir.join("keys"),
             telemetry_retention_days: RETENTION_DAYS,
             body_limit_bytes: BODY_LIMIT_BYTES,
+            training: TrainingConfig::default(),
         }
     }
 
@@ -122,6 +146,7 @@ impl Config {
         let signing: SigningSection = section.take("signing").unwrap_or_default();
         let telemetry: TelemetrySection = section.take("telemetry").unwrap_or_default();
         let limits: LimitsSection = section.take("limits").unwrap_or_default();
+        let training: TrainingSection = section.take("training").unwrap_or_default();
         section.finish();
 
         let mut config = Config::new(&data_dir.unwrap_or_else(|| PathBuf::from("skerry-data")));
@@ -156,6 +181,7 @@ impl Config {
                 mistakes.push("limits.body_bytes must be at least 1024".to_owned());
             }
         }
+        training.apply(&mut config.training, &mut mistakes);
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
     }
 }
@@ -240,10 +266,55 @@ struct LimitsSection {
     body_bytes: Option<usize>,
 }
 
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct TrainingSection {
+    python: Option<PathBuf>,
+    max_concurrent_runs: Option<usize>,
+}
+
+impl TrainingSection {
+    fn apply(self, config: &mut TrainingConfig, mistakes: &mut Vec<String>) {
+        if let Some(python) = self.python {
+            // A script has its own working folder, so a relative path would mean another file in every run.
+            let is_name = python.components().count() == 1 && !python.to_string_lossy().contains('/');
+            if !is_name && !python.is_absolute() {
+                mistakes.push("training.python must be a program's name or an absolute path".to_owned());
+            }
+            config.python = python;
+        }
+        if let Some(max) = self.max_concurrent_runs {
+            if !(1..=CONCURRENT_RUNS_MAX).contains(&max) {
+                mistakes.push(format!(
+                    "training.max_concurrent_runs must be 1 to {CONCURRENT_RUNS_MAX}"
+                ));
+            }
+            config.max_concurrent_runs = max;
+        }
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_relative_interpreter_and_no_run_at_all_are_refused() {
+        let text = "[training]\npython = \"venv/bin/python\"\nmax_concurrent_runs = 0\n";
+        let mistakes = Config::parse(text).unwrap_err().join("\n");
+        for part in ["training.python", "training.max_concurrent_runs"] {
+            assert!(mistakes.contains(part), "{part}: {mistakes}");
+        }
+    }
+
+    #[test]
+    fn an_interpreter_is_a_name_or_an_absolute_path() {
+        for python in ["python3.13", "/opt/venv/bin/python"] {
+            let config = Config::parse(&format!("[training]\npython = \"{python}\"")).unwrap();
+            assert_eq!(config.training.python, Path::new(python));
+        }
+    }
 
     #[test]
     fn three_mistakes_are_all_named() {

@@ -12,6 +12,7 @@ mod openapi;
 pub mod devices;
 pub mod registry;
 pub mod signing;
+pub mod training;
 
 pub mod bundle;
 pub mod publish;

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rumqttc::{AsyncClient, Event, EventLoop, Incoming, MqttOptions, Publish, QoS};
+use rumqttc::{AsyncClient, Event, EventLoop, Incoming, MqttOptions, NetworkOptions, Publish, QoS};
 use skerry_broker::{Access, Authentication, Connect, Hooks, Identity, Refusal};
 use skerry_shared::{
     desired::{Ack, Desired, Reported, Status},
@@ -116,7 +116,11 @@ pub(crate) fn spawn(tasks: &mut JoinSet<()>, app: &Arc<App>, connection: Connect
     options.set_keep_alive(KEEP_ALIVE);
     options.set_max_packet_size(PACKET_BYTES, PACKET_BYTES);
     options.set_clean_session(true);
-    let (client, events) = AsyncClient::new(options, 256);
+    let (client, mut events) = AsyncClient::new(options, 256);
+    let mut network = NetworkOptions::new();
+    // An acknowledgement must not wait for the packet before it to be acknowledged by TCP: up to 40 ms.
+    network.set_tcp_nodelay(true);
+    events.set_network_options(network);
     let (state, states) = mpsc::channel(QUEUE);
     let (want, wants) = mpsc::channel(QUEUE);
     let (telemetry, frames) = mpsc::channel(TELEMETRY_QUEUE);

@@ -267,11 +267,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => any::<u8>().prop_map(Step::Exchange),
         1 => Just(Step::Kill),
     ];
-    prop::collection::vec(step, 1..200)
+    prop::collection::vec(step, 1..120)
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    // Each record costs an fsync.
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
     fn what_is_recorded_and_not_dropped_is_stored_whatever_is_killed(steps in steps()) {

@@ -44,6 +44,7 @@ pub(super) fn empty() -> OpenApi {
     let tags = [
         ("devices", "Devices and their enrolment"),
         ("models", "The model registry"),
+        ("runs", "Training runs and their experiments"),
         ("bundles", "Signed bundles, their content and the TUF metadata"),
         ("telemetry", "What devices have measured"),
         ("rollouts", "Bringing a bundle to devices, group by group"),
@@ -112,4 +113,13 @@ fn operations(item: &mut PathItem) -> [&mut Option<Operation>; 8] {
 pub(super) fn route<S: Clone + Send + Sync + 'static>(api: &OpenApi) -> axum::routing::MethodRouter<S> {
     let text = Bytes::from(api.to_json().expect("the document is plain JSON"));
     get(async move || ([(header::CONTENT_TYPE, "application/json")], text.clone()).into_response())
+}
+
+/// Writes the router's wildcards (`{*path}`) as OpenAPI's plain names.
+pub(super) fn name_wildcards(document: &mut OpenApi) {
+    let paths = std::mem::take(&mut document.paths.paths);
+    document.paths.paths = paths
+        .into_iter()
+        .map(|(path, item)| (path.replace("{*", "{"), item))
+        .collect();
 }

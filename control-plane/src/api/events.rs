@@ -8,7 +8,7 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt, stream};
 use serde::Serialize;
-use skerry_shared::id::{DeviceId, ModelName, ModelVersion, RolloutId};
+use skerry_shared::id::{DeviceId, ModelName, ModelVersion, RolloutId, RunId};
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -42,6 +42,11 @@ enum Moved {
         #[schema(value_type = u64)]
         version: ModelVersion,
     },
+    /// A training run: its status or metrics.
+    Run {
+        #[schema(value_type = String)]
+        id: RunId,
+    },
     /// A rollout, or one of its devices.
     Rollout {
         #[schema(value_type = u64)]
@@ -57,6 +62,7 @@ impl From<Result<Change, BroadcastStreamRecvError>> for Moved {
             Ok(Change::Device(id)) => Moved::Device { id },
             Ok(Change::Model(name)) => Moved::Model { name },
             Ok(Change::Bundle(model, version)) => Moved::Bundle { model, version },
+            Ok(Change::Run(id)) => Moved::Run { id },
             Ok(Change::Rollout(id)) => Moved::Rollout { id },
             Ok(Change::Telemetry) => Moved::Telemetry,
             Err(BroadcastStreamRecvError::Lagged(_)) => Moved::Everything,

@@ -11,6 +11,7 @@ mod extract;
 mod models;
 mod problem;
 mod rollouts;
+mod runs;
 mod telemetry;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -52,6 +53,7 @@ fn documented(app: &Arc<App>) -> OpenApiRouter<Arc<App>> {
         .merge(models::routes(upload_limit))
         .merge(bundles::routes(upload_limit))
         .merge(rollouts::routes())
+        .merge(runs::routes())
         .merge(telemetry::routes())
         .merge(events::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(app), auth::require_token));
@@ -63,6 +65,7 @@ fn documented(app: &Arc<App>) -> OpenApiRouter<Arc<App>> {
         .nest("/api/v1", protected.merge(open))
         .merge(bundles::open_routes());
     document::describe_failures(all.get_openapi_mut());
+    document::name_wildcards(all.get_openapi_mut());
     all
 }
 

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use crate::{
     blob::BlobError, db::DbError, devices::DeviceError, publish::PublishError, registry::RegistryError,
-    rollouts::RolloutError, transfer::TransferError,
+    rollouts::RolloutError, training::TrainingError, transfer::TransferError,
 };
 
 /// A failed call: a status, a stable type, and words.
@@ -185,6 +185,25 @@ impl From<PublishError> for Problem {
             | PublishError::Chunk(_)
             | PublishError::Manifest(_)
             | PublishError::NotThisModel { .. } => Problem::refused(chain(&error)),
+        }
+    }
+}
+
+impl From<TrainingError> for Problem {
+    fn from(error: TrainingError) -> Problem {
+        match error {
+            TrainingError::NotFound(_) | TrainingError::NoArtifact { .. } => Problem::not_found(error.to_string()),
+            TrainingError::Refused(_) | TrainingError::MissingBlob { .. } => Problem::refused(error.to_string()),
+            TrainingError::Ended(_) => Problem::conflict(error.to_string()),
+            TrainingError::QueueFull(_) => Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "queue-full",
+                "the control plane has enough to do",
+                error.to_string(),
+            ),
+            TrainingError::Random(_) | TrainingError::Folder { .. } => Problem::internal(error),
+            TrainingError::Blob(error) => error.into(),
+            TrainingError::Db(error) => error.into(),
         }
     }
 }

@@ -80,6 +80,9 @@ fn serve(config: Config) -> anyhow::Result<()> {
         if let Some(token) = server.first_api_token() {
             output::note(&format!("first API token (shown once): {token}"));
         }
+        if let Some(address) = server.mqtt_address() {
+            output::note(&format!("devices connect to MQTT at {address}"));
+        }
         output::note(&format!(
             "the console and the API are at http://{}/",
             server.http_address()

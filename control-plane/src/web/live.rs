@@ -48,6 +48,7 @@ fn words(change: &Change) -> String {
         Change::Device(device) => format!("device:{device}"),
         Change::Model(model) => format!("model:{model}"),
         Change::Bundle(model, version) => format!("bundle:{model}:{version}"),
+        Change::Run(run) => format!("run:{run}"),
         Change::Rollout(rollout) => format!("rollout:{rollout}"),
         Change::Telemetry => "telemetry".to_owned(),
     }

@@ -12,20 +12,22 @@ fn count(status: &Value, key: &str) -> u64 {
     status["telemetry"][key].as_u64().unwrap_or(0)
 }
 
-/// Waits until a device has nothing left to send, and gives what it has counted and what is stored.
+/// Waits until all that a device has counted is stored, and gives both numbers. More than that is never stored.
 fn settled(fleet: &Fleet, device: &Device) -> (u64, u64) {
     fleet
         .wait("the telemetry to be stored", || {
-            let before = device.status()?;
+            let before = count(&device.status()?, "points_recorded");
             let totals = fleet.client().get("/api/v1/telemetry/totals")?;
             let mut stored = totals["per_device"].as_array().into_iter().flatten();
             let stored = stored.find(|d| d["device"] == device.id.as_str());
             let stored = stored.and_then(|d| d["points"].as_u64()).unwrap_or(0);
-            let after = device.status()?;
-            let recorded = count(&after, "points_recorded");
-            let quiet = count(&before, "frames_pending") == 0 && count(&after, "frames_pending") == 0;
-            let settled = quiet && recorded > 0 && recorded == count(&before, "points_recorded");
-            Ok(settled.then_some((recorded, stored)))
+            let after = count(&device.status()?, "points_recorded");
+            assert!(
+                stored <= after,
+                "{stored} points of {after} are stored: some of them twice"
+            );
+            let settled = after > 0 && before == after && stored == after;
+            Ok(settled.then_some((after, stored)))
         })
         .unwrap()
 }

@@ -107,6 +107,13 @@ fn flow_rollback_needs_no_network() {
     for _ in 0..3 {
         device.kill().unwrap();
         device.start().unwrap();
+        // This start counts once it is on disk.
+        let counted = |line: &str| line.contains("the update goes on").then_some(());
+        device
+            .process()
+            .unwrap()
+            .wait_for_line("that it goes on", counted)
+            .unwrap();
     }
     device
         .process()
