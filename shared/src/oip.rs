@@ -181,7 +181,7 @@ impl Tensor {
                 }
             }
             None => {
-                if bytes_elements(&data).map(|elements| elements.len()) != Some(count) {
+                if count_bytes_elements(&data) != Some(count) {
                     return Err(TensorError::Elements(name));
                 }
             }
@@ -301,12 +301,26 @@ pub fn element_count(shape: &[usize]) -> Option<usize> {
 fn bytes_elements(mut data: &[u8]) -> Option<Vec<&[u8]>> {
     let mut elements = Vec::new();
     while !data.is_empty() {
-        let (len, rest) = data.split_first_chunk::<4>()?;
-        let (element, rest) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+        let (element, rest) = split_element(data)?;
         elements.push(element);
         data = rest;
     }
     Some(elements)
+}
+
+/// Counts without a list of them: an empty element takes four bytes of data, and would take sixteen of list.
+fn count_bytes_elements(mut data: &[u8]) -> Option<usize> {
+    let mut count = 0;
+    while !data.is_empty() {
+        (_, data) = split_element(data)?;
+        count += 1;
+    }
+    Some(count)
+}
+
+fn split_element(data: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (len, rest) = data.split_first_chunk::<4>()?;
+    rest.split_at_checked(u32::from_le_bytes(*len) as usize)
 }
 
 fn flatten<'a>(value: &'a Value, flat: &mut Vec<&'a Value>) {

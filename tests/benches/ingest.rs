@@ -27,6 +27,7 @@ use skerry_shared::{
         NumberDataPoint, NumberValue, OtlpResource, ResourceMetrics, ScopeMetrics, Sum, TelemetryFrame, Value,
     },
 };
+use skerry_system_tests::measure::machine;
 
 const DEVICES: u64 = 1000;
 const MODELS: i64 = 3;
@@ -271,14 +272,4 @@ fn metric(name: &str, unit: &str, data: MetricData) -> Metric {
         unit: unit.to_owned(),
         data: Some(data),
     }
-}
-
-fn machine() -> String {
-    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpus
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .unwrap_or(" : unknown");
-    let count = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{count} x {}", model.trim_start_matches([' ', '\t', ':']))
 }

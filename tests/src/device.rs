@@ -1,6 +1,7 @@
 //! A device under test: an agent as a process, with its state folder.
 
 use std::{
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -23,7 +24,8 @@ pub struct Device {
     pub state_dir: PathBuf,
     /// More arguments of `skerry-agent run`.
     pub arguments: Vec<String>,
-    program: PathBuf,
+    /// The program that runs it and its first words: the one under test and `agent`, unless a bench chooses another.
+    pub agent: Vec<OsString>,
     process: Option<Process>,
     url: String,
     http: ureq::Agent,
@@ -50,7 +52,7 @@ impl Device {
             id: id.to_owned(),
             state_dir,
             arguments: vec!["--telemetry-interval".to_owned(), "200ms".to_owned()],
-            program: program.to_owned(),
+            agent: vec![program.into(), "agent".into()],
             process: None,
             url: String::new(),
             http: config.build().into(),
@@ -59,8 +61,11 @@ impl Device {
 
     /// Starts the agent and waits until its local API listens.
     pub fn start(&mut self) -> Result<()> {
-        let mut command = Command::new(&self.program);
-        command.args(["agent", "run", "--listen", "127.0.0.1:0", "--state-dir"]);
+        let (program, words) = self.agent.split_first().context("no program")?;
+        let mut command = Command::new(program);
+        command
+            .args(words)
+            .args(["run", "--listen", "127.0.0.1:0", "--state-dir"]);
         command.arg(&self.state_dir).args(&self.arguments);
         let process = Process::start(&self.id, command, &self.log_path())?;
         let address = |line: &str| Some(line.split_once("local API listens address=")?.1.trim().to_owned());

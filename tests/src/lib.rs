@@ -8,6 +8,7 @@ pub mod device;
 pub mod faults;
 pub mod fixtures;
 pub mod fleet;
+pub mod measure;
 pub mod process;
 
 pub use device::Device;

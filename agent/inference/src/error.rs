@@ -106,6 +106,19 @@ pub enum StepError {
     /// It asked for more memory than its limit and gave up.
     #[error("the step wanted more memory than its limit of {0} bytes")]
     Memory(u64),
+    /// It answered with more than its memory holds.
+    #[error("the step's answer is larger than its limit of {0} bytes")]
+    Answer(u64),
+    /// It named more tensors or dimensions than there is a use for, or with longer names.
+    #[error("the step gave {got} {what}, at most {limit} are allowed")]
+    TooMany {
+        /// What is counted.
+        what: &'static str,
+        /// How many there are.
+        got: usize,
+        /// How many there may be.
+        limit: usize,
+    },
     /// It trapped.
     #[error("the step trapped: {0}")]
     Trap(String),

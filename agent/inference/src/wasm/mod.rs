@@ -2,23 +2,22 @@
 //!
 //! Invariant: a step sees the tensors and parameters it is given, and nothing else; after a trap its instance is gone.
 
+mod clock;
+mod convert;
+mod guest;
+
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    thread,
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use skerry_shared::{
     bundle::StepLimits,
     id::Platform,
-    oip::{Datatype, Tensor, TensorMetadata},
+    oip::{Tensor, TensorMetadata},
 };
 use wasmtime::{
-    Config, Engine, Store, StoreLimits, StoreLimitsBuilder, Trap,
+    Config, Engine, Store, Trap,
     component::{Component, Linker},
 };
 
@@ -30,16 +29,24 @@ mod bindings {
 }
 
 use bindings::{Step as Instance, StepPre, skerry::pipeline::types};
+use clock::{Clock, TICK};
+use convert::{error_from_guest, metadata_from_guest, shortened, tensor_to_guest, tensors_from_guest};
+use guest::Guest;
 
 /// The wasmtime that runs compiled components here, and must have compiled them.
 pub const WASMTIME_VERSION: &str = "48.0.8";
 
-/// One tick of the epoch: the resolution of step time-outs.
-const TICK: Duration = Duration::from_millis(10);
-/// Ticks without a call after which the ticker sleeps.
-const IDLE_TICKS: u32 = 100;
 /// Warm instances kept per step: more concurrent calls make more for the moment.
 const WARM_INSTANCES: usize = 4;
+
+/// The most memory that a manifest can give a step on a device: 256 MiB.
+const MEMORY_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// The longest time that a manifest can give a call. Whoever asks for an inference has given up by then.
+const TIMEOUT_MS_MAX: u32 = 60_000;
+/// Live resource handles of a component: `skerry:pipeline/step` has none, so these are the guest's own.
+const HANDLES_MAX: usize = 1000;
+/// What wasmtime says when an answer exceeds `set_hostcall_fuel`; it has no type for it. A test would notice other words.
+const FUEL_EXHAUSTED: &str = "fuel allocated for hostcalls has been exhausted";
 
 /// The platform for which this process needs compiled components.
 pub fn host_platform() -> Platform {
@@ -87,104 +94,6 @@ impl Runtime {
     }
 }
 
-/// Moves the engine's epoch on while steps run, and sleeps otherwise: an idle device stays idle.
-struct Clock {
-    running: AtomicUsize,
-    parked: AtomicBool,
-    stop: AtomicBool,
-    thread: Mutex<Option<thread::Thread>>,
-}
-
-impl Clock {
-    fn start(engine: Engine) -> std::io::Result<Arc<Clock>> {
-        let clock = Arc::new(Clock {
-            running: AtomicUsize::new(0),
-            parked: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
-            thread: Mutex::new(None),
-        });
-        let ticking = Arc::downgrade(&clock);
-        let handle = thread::Builder::new().name("step-clock".to_owned()).spawn(move || {
-            let mut idle = 0;
-            while let Some(clock) = ticking.upgrade() {
-                if clock.stop.load(Ordering::SeqCst) {
-                    return;
-                }
-                if clock.running.load(Ordering::SeqCst) > 0 {
-                    idle = 0;
-                } else {
-                    idle += 1;
-                }
-                if idle > IDLE_TICKS {
-                    clock.parked.store(true, Ordering::SeqCst);
-                    // A call that began before `parked` was set has not woken us: look once more.
-                    if clock.running.load(Ordering::SeqCst) == 0 && !clock.stop.load(Ordering::SeqCst) {
-                        drop(clock);
-                        thread::park();
-                    } else {
-                        clock.parked.store(false, Ordering::SeqCst);
-                    }
-                    idle = 0;
-                    continue;
-                }
-                drop(clock);
-                thread::sleep(TICK);
-                engine.increment_epoch();
-            }
-        })?;
-        *clock.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle.thread().clone());
-        Ok(clock)
-    }
-
-    fn wake(&self) {
-        if let Some(thread) = &*self.thread.lock().unwrap_or_else(PoisonError::into_inner) {
-            thread.unpark();
-        }
-    }
-
-    fn call_begins(&self) -> Call<'_> {
-        self.running.fetch_add(1, Ordering::SeqCst);
-        if self.parked.swap(false, Ordering::SeqCst) {
-            self.wake();
-        }
-        Call(self)
-    }
-}
-
-impl Drop for Clock {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        self.wake();
-    }
-}
-
-/// A call under way.
-struct Call<'a>(&'a Clock);
-
-impl Drop for Call<'_> {
-    fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// What a store carries: the limits of its instance, and whether they were hit.
-struct Guest {
-    limits: StoreLimits,
-    memory_refused: bool,
-}
-
-impl wasmtime::ResourceLimiter for Guest {
-    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
-        let granted = self.limits.memory_growing(current, desired, maximum)?;
-        self.memory_refused |= !granted;
-        Ok(granted)
-    }
-
-    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
-        self.limits.table_growing(current, desired, maximum)
-    }
-}
-
 struct Warm {
     store: Store<Guest>,
     instance: Instance,
@@ -209,7 +118,7 @@ impl Step {
         parameters: &BTreeMap<String, String>,
         limits: StepLimits,
     ) -> Result<Step, StepError> {
-        let refused = |error: wasmtime::Error| StepError::Instantiate(format!("{error:#}"));
+        let refused = |error: wasmtime::Error| StepError::Instantiate(shortened(format!("{error:#}")));
         // SAFETY: compiled code is as trusted as this program. The caller hands over a resource of a bundle whose digest it
         // has verified under the `targets` signature; wasmtime itself checks version and configuration.
         #[allow(unsafe_code)]
@@ -228,15 +137,18 @@ impl Step {
             runtime: runtime.clone(),
             pre,
             parameters: parameters.iter().map(parameter).collect(),
-            limits,
+            limits: StepLimits {
+                memory_bytes: limits.memory_bytes.min(MEMORY_BYTES_MAX),
+                timeout_ms: limits.timeout_ms.min(TIMEOUT_MS_MAX),
+            },
             inputs: Vec::new(),
             outputs: Vec::new(),
             warm: Mutex::new(Vec::new()),
         };
         let mut warm = step.instantiate()?;
         let description = step.call(&mut warm, |warm| warm.instance.call_describe(&mut warm.store))?;
-        step.inputs = description.inputs.into_iter().map(metadata_from_guest).collect();
-        step.outputs = description.outputs.into_iter().map(metadata_from_guest).collect();
+        step.inputs = metadata_from_guest(description.inputs)?;
+        step.outputs = metadata_from_guest(description.outputs)?;
         step.put_back(warm);
         Ok(step)
     }
@@ -260,29 +172,16 @@ impl Step {
         // An error here is a trap: the instance is dropped, since nothing is known about its memory.
         let result = self.call(&mut warm, |warm| warm.instance.call_process(&mut warm.store, &tensors))?;
         self.put_back(warm);
-        let outputs = result.map_err(error_from_guest)?;
-        outputs
-            .into_iter()
-            .map(|tensor| tensor_from_guest(tensor).map_err(StepError::Tensor))
-            .collect()
+        tensors_from_guest(result.map_err(error_from_guest)?)
     }
 
     fn instantiate(&self) -> Result<Warm, StepError> {
-        let limits = StoreLimitsBuilder::new()
-            .memory_size(usize::try_from(self.limits.memory_bytes).unwrap_or(usize::MAX))
-            .instances(16)
-            .memories(4)
-            .tables(16)
-            .table_elements(20_000)
-            .build();
-        let mut store = Store::new(
-            &self.runtime.engine,
-            Guest {
-                limits,
-                memory_refused: false,
-            },
-        );
+        let memory_bytes = usize::try_from(self.limits.memory_bytes).unwrap_or(usize::MAX);
+        let mut store = Store::new(&self.runtime.engine, Guest::new(memory_bytes));
         store.limiter(|guest| guest);
+        // An answer is copied out of the guest, which can point to the same bytes many times.
+        store.set_hostcall_fuel(memory_bytes);
+        store.set_max_component_handles(HANDLES_MAX);
         let _call = self.runtime.clock.call_begins();
         store.set_epoch_deadline(self.ticks());
         let instance = self
@@ -300,7 +199,7 @@ impl Step {
     fn call<T>(&self, warm: &mut Warm, call: impl FnOnce(&mut Warm) -> wasmtime::Result<T>) -> Result<T, StepError> {
         let _call = self.runtime.clock.call_begins();
         warm.store.set_epoch_deadline(self.ticks());
-        warm.store.data_mut().memory_refused = false;
+        warm.store.data_mut().call_begins();
         call(warm).map_err(|error| self.trap(&warm.store, &error))
     }
 
@@ -312,66 +211,21 @@ impl Step {
     fn trap(&self, store: &Store<Guest>, error: &wasmtime::Error) -> StepError {
         match error.downcast_ref::<Trap>() {
             Some(Trap::Interrupt) => StepError::Timeout(self.limits.timeout_ms),
-            _ if store.data().memory_refused => StepError::Memory(self.limits.memory_bytes),
+            _ if store.data().memory_refused() => StepError::Memory(self.limits.memory_bytes),
             Some(trap) => StepError::Trap(trap.to_string()),
-            None => StepError::Trap(format!("{error:#}")),
+            None if error.to_string().ends_with(FUEL_EXHAUSTED) => StepError::Answer(self.limits.memory_bytes),
+            None => StepError::Trap(shortened(format!("{error:#}"))),
         }
     }
 
     fn put_back(&self, warm: Warm) {
+        // Full, and it will stay full: one that leaks would fail every call from now on.
+        if warm.store.data().memory_refused() {
+            return;
+        }
         let mut waiting = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.len() < WARM_INSTANCES {
             waiting.push(warm);
         }
     }
 }
-
-fn error_from_guest(error: types::Error) -> StepError {
-    match error {
-        types::Error::InvalidParameter(text) => StepError::Parameter(text),
-        types::Error::InvalidInput(text) => StepError::Input(text),
-        types::Error::Failed(text) => StepError::Failed(text),
-    }
-}
-
-fn metadata_from_guest(metadata: types::TensorMetadata) -> TensorMetadata {
-    let datatype = datatype_from_guest(metadata.datatype);
-    TensorMetadata {
-        name: metadata.name,
-        datatype,
-        shape: metadata.shape,
-    }
-}
-
-fn tensor_to_guest(tensor: &Tensor) -> types::Tensor {
-    types::Tensor {
-        name: tensor.name().to_owned(),
-        datatype: datatype_to_guest(tensor.datatype()),
-        shape: tensor.shape().iter().map(|dim| *dim as u64).collect(),
-        data: tensor.data().to_vec(),
-    }
-}
-
-fn tensor_from_guest(tensor: types::Tensor) -> Result<Tensor, skerry_shared::oip::TensorError> {
-    let shape = tensor
-        .shape
-        .iter()
-        .map(|dim| usize::try_from(*dim).unwrap_or(usize::MAX))
-        .collect();
-    Tensor::new(tensor.name, datatype_from_guest(tensor.datatype), shape, tensor.data)
-}
-
-/// Both directions of the datatypes, in one list.
-macro_rules! datatypes {
-    ($($name:ident),*) => {
-        fn datatype_to_guest(datatype: Datatype) -> types::Datatype {
-            match datatype { $(Datatype::$name => types::Datatype::$name),* }
-        }
-        fn datatype_from_guest(datatype: types::Datatype) -> Datatype {
-            match datatype { $(types::Datatype::$name => Datatype::$name),* }
-        }
-    };
-}
-datatypes!(
-    Bool, Uint8, Uint16, Uint32, Uint64, Int8, Int16, Int32, Int64, Fp16, Fp32, Fp64, Bytes
-);
