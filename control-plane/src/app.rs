@@ -160,7 +160,12 @@ impl Server {
             .await
             .context("cannot make the first metadata")?;
         let listener = TcpListener::bind(config.http_bind).await;
-        let listener = listener.with_context(|| format!("cannot listen on {} for HTTP (--http-bind or [http] bind chooses another address)", config.http_bind))?;
+        let listener = listener.with_context(|| {
+            format!(
+                "cannot listen on {} for HTTP (--http-bind or [http] bind chooses another address)",
+                config.http_bind
+            )
+        })?;
         let http_address = listener.local_addr().context("cannot learn the HTTP address")?;
 
         let own_password = random_hex::<32>()?;

@@ -3,8 +3,12 @@
 //! A [`Tensor`] holds its data as the protocol's binary extension does, row-major and little-endian, whichever way it came:
 //! the pipeline copies bytes and never numbers. Invariant: the data's length fits datatype and shape.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::SerializeSeq};
-use serde_json::Value;
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeSeed, Error as _, SeqAccess, Visitor},
+    ser::SerializeSeq,
+};
+use serde_json::value::RawValue;
 
 /// The protocol's datatypes, without BF16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -262,34 +266,41 @@ impl Tensor {
     ///
     /// # Errors
     /// [`TensorError`] when a value is not of the datatype or their count does not fit the shape.
-    pub fn from_json(name: String, datatype: Datatype, shape: Vec<usize>, data: &Value) -> Result<Tensor, TensorError> {
+    pub fn from_json(
+        name: String,
+        datatype: Datatype,
+        shape: Vec<usize>,
+        data: &RawValue,
+    ) -> Result<Tensor, TensorError> {
         let Some(expected) = element_count(&shape) else {
             return Err(TensorError::Shape(name));
         };
         if datatype == Datatype::Fp16 {
             return Err(TensorError::BinaryOnly { name, datatype });
         }
-        let mut flat = Vec::new();
-        flatten(data, &mut flat);
-        if flat.len() != expected {
-            return Err(TensorError::Count {
+        // Each value takes at least two bytes of JSON: the text bounds what is reserved, whatever the shape claims.
+        let likely = expected.min(data.get().len() / 2 + 1);
+        let mut elements = Elements {
+            datatype,
+            expected,
+            count: 0,
+            bytes: Vec::with_capacity(likely.saturating_mul(datatype.element_bytes().unwrap_or(16))),
+        };
+        let read = elements.deserialize(&mut serde_json::Deserializer::from_str(data.get()));
+        match read {
+            Err(_) => Err(TensorError::Value {
+                name,
+                position: elements.count,
+                datatype,
+            }),
+            Ok(()) if elements.count != expected => Err(TensorError::Count {
                 name,
                 shape,
-                got: flat.len(),
+                got: elements.count,
                 expected,
-            });
+            }),
+            Ok(()) => Tensor::new(name, datatype, shape, elements.bytes),
         }
-        let mut bytes = Vec::with_capacity(expected.saturating_mul(datatype.element_bytes().unwrap_or(16)));
-        for (position, value) in flat.into_iter().enumerate() {
-            if push_value(datatype, value, &mut bytes).is_none() {
-                return Err(TensorError::Value {
-                    name,
-                    position,
-                    datatype,
-                });
-            }
-        }
-        Tensor::new(name, datatype, shape, bytes)
     }
 }
 
@@ -323,35 +334,121 @@ fn split_element(data: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(u32::from_le_bytes(*len) as usize)
 }
 
-fn flatten<'a>(value: &'a Value, flat: &mut Vec<&'a Value>) {
-    match value {
-        Value::Array(items) => items.iter().for_each(|item| flatten(item, flat)),
-        other => flat.push(other),
+/// Reads JSON values, nested or flat, straight into a tensor's bytes: a tree of them would take ten times the memory.
+struct Elements {
+    datatype: Datatype,
+    expected: usize,
+    /// Values so far; those beyond `expected` are counted and dropped.
+    count: usize,
+    bytes: Vec<u8>,
+}
+
+/// A JSON number or text, as the parser gives it.
+enum Scalar<'a> {
+    Bool(bool),
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
+    Text(&'a str),
+}
+
+impl Scalar<'_> {
+    fn as_f64(&self) -> Option<f64> {
+        match *self {
+            Scalar::Unsigned(value) => Some(value as f64),
+            Scalar::Signed(value) => Some(value as f64),
+            Scalar::Float(value) => Some(value),
+            Scalar::Bool(_) | Scalar::Text(_) => None,
+        }
+    }
+
+    fn as_integer<T: TryFrom<u64> + TryFrom<i64>>(&self) -> Option<T> {
+        match *self {
+            Scalar::Unsigned(value) => T::try_from(value).ok(),
+            Scalar::Signed(value) => T::try_from(value).ok(),
+            Scalar::Float(_) | Scalar::Bool(_) | Scalar::Text(_) => None,
+        }
     }
 }
 
-/// Appends one value in binary form; `None` when it is not of the datatype.
-fn push_value(datatype: Datatype, value: &Value, out: &mut Vec<u8>) -> Option<()> {
-    match datatype {
-        Datatype::Bool => out.push(u8::from(value.as_bool()?)),
-        Datatype::Uint8 => out.extend(u8::try_from(value.as_u64()?).ok()?.to_le_bytes()),
-        Datatype::Uint16 => out.extend(u16::try_from(value.as_u64()?).ok()?.to_le_bytes()),
-        Datatype::Uint32 => out.extend(u32::try_from(value.as_u64()?).ok()?.to_le_bytes()),
-        Datatype::Uint64 => out.extend(value.as_u64()?.to_le_bytes()),
-        Datatype::Int8 => out.extend(i8::try_from(value.as_i64()?).ok()?.to_le_bytes()),
-        Datatype::Int16 => out.extend(i16::try_from(value.as_i64()?).ok()?.to_le_bytes()),
-        Datatype::Int32 => out.extend(i32::try_from(value.as_i64()?).ok()?.to_le_bytes()),
-        Datatype::Int64 => out.extend(value.as_i64()?.to_le_bytes()),
-        Datatype::Fp32 => out.extend((value.as_f64()? as f32).to_le_bytes()),
-        Datatype::Fp64 => out.extend(value.as_f64()?.to_le_bytes()),
-        Datatype::Bytes => {
-            let text = value.as_str()?.as_bytes();
-            out.extend(u32::try_from(text.len()).ok()?.to_le_bytes());
-            out.extend_from_slice(text);
+impl Elements {
+    /// Appends one value in binary form; an error when it is not of the datatype.
+    fn push<E: serde::de::Error>(&mut self, value: &Scalar<'_>) -> Result<(), E> {
+        if self.count < self.expected && self.try_push(value).is_none() {
+            return Err(E::custom("not of the datatype"));
         }
-        Datatype::Fp16 => return None,
+        self.count += 1;
+        Ok(())
     }
-    Some(())
+
+    fn try_push(&mut self, value: &Scalar<'_>) -> Option<()> {
+        let out = &mut self.bytes;
+        match self.datatype {
+            Datatype::Bool => match value {
+                Scalar::Bool(value) => out.push(u8::from(*value)),
+                _ => return None,
+            },
+            Datatype::Uint8 => out.extend(value.as_integer::<u8>()?.to_le_bytes()),
+            Datatype::Uint16 => out.extend(value.as_integer::<u16>()?.to_le_bytes()),
+            Datatype::Uint32 => out.extend(value.as_integer::<u32>()?.to_le_bytes()),
+            Datatype::Uint64 => out.extend(value.as_integer::<u64>()?.to_le_bytes()),
+            Datatype::Int8 => out.extend(value.as_integer::<i8>()?.to_le_bytes()),
+            Datatype::Int16 => out.extend(value.as_integer::<i16>()?.to_le_bytes()),
+            Datatype::Int32 => out.extend(value.as_integer::<i32>()?.to_le_bytes()),
+            Datatype::Int64 => out.extend(value.as_integer::<i64>()?.to_le_bytes()),
+            Datatype::Fp32 => out.extend((value.as_f64()? as f32).to_le_bytes()),
+            Datatype::Fp64 => out.extend(value.as_f64()?.to_le_bytes()),
+            Datatype::Bytes => match value {
+                Scalar::Text(text) => {
+                    out.extend(u32::try_from(text.len()).ok()?.to_le_bytes());
+                    out.extend_from_slice(text.as_bytes());
+                }
+                _ => return None,
+            },
+            Datatype::Fp16 => return None,
+        }
+        Some(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for &mut Elements {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Elements {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} values, nested or flat", self.datatype)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        while items.next_element_seed(&mut *self)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<(), E> {
+        self.push(&Scalar::Bool(value))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<(), E> {
+        self.push(&Scalar::Unsigned(value))
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<(), E> {
+        self.push(&Scalar::Signed(value))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<(), E> {
+        self.push(&Scalar::Float(value))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<(), E> {
+        self.push(&Scalar::Text(value))
+    }
 }
 
 /// The flat JSON values of a tensor.
@@ -423,7 +520,7 @@ impl<'de> Deserialize<'de> for Tensor {
             name: String,
             datatype: Datatype,
             shape: Vec<usize>,
-            data: Value,
+            data: Box<RawValue>,
         }
         let json = Json::deserialize(deserializer)?;
         Tensor::from_json(json.name, json.datatype, json.shape, &json.data).map_err(D::Error::custom)
@@ -473,7 +570,7 @@ pub struct ModelMetadata {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -492,6 +589,15 @@ mod tests {
     fn values_of_another_datatype_are_named_by_position() {
         let error = parse("UINT8", json!([3]), json!([1, 2, 300])).unwrap_err();
         assert!(error.to_string().contains("position 2 that is no UINT8"), "{error}");
+    }
+
+    #[test]
+    fn a_shape_that_claims_too_much_reserves_nothing() {
+        let error = parse("INT64", json!([1_u64 << 60]), json!([1, 2])).unwrap_err();
+        assert!(error.to_string().contains("has 2 values"), "{error}");
+        let deep = format!("{}1{}", "[".repeat(1000), "]".repeat(1000));
+        let deep = format!(r#"{{"name":"x","datatype":"FP32","shape":[1],"data":{deep}}}"#);
+        assert!(serde_json::from_str::<Tensor>(&deep).is_err());
     }
 
     #[test]

@@ -4,11 +4,11 @@
 
 mod oip;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    body::Bytes,
+    body::{Body, to_bytes},
     extract::{DefaultBodyLimit, Path, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
@@ -30,13 +30,20 @@ use crate::{
 
 /// 16 MiB: a camera frame as floats, with room.
 const BODY_LIMIT_BYTES: usize = 16 * 1024 * 1024;
-/// Requests at once: bounds what a busy client can make the device hold.
+/// Requests at once: each holds its tensors.
 const CONCURRENT_REQUESTS: usize = 16;
+/// 32 MiB for the bodies of all requests together: what busy clients can make the device hold.
+const BODIES_BYTES: usize = 2 * BODY_LIMIT_BYTES;
+
+/// Clients are on the same board: a body that takes longer holds room that others need.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 struct Api {
     serving: Arc<Serving>,
     statuses: Statuses,
     permits: Semaphore,
+    /// One permit a byte of body.
+    bodies: Semaphore,
 }
 
 /// What the agent says about itself at any time.
@@ -51,6 +58,7 @@ pub(crate) async fn run(listener: TcpListener, serving: Arc<Serving>, statuses: 
         serving,
         statuses,
         permits: Semaphore::new(CONCURRENT_REQUESTS),
+        bodies: Semaphore::new(BODIES_BYTES),
     });
     let router = Router::new()
         .route("/v2", get(server))
@@ -129,12 +137,28 @@ async fn infer(
     State(api): State<Arc<Api>>,
     Path(path): Path<ModelPath>,
     headers: HeaderMap,
-    body: Bytes,
+    body: Body,
 ) -> Result<Response, Response> {
     let model = find(&api, &path)?;
-    let Ok(_permit) = api.permits.try_acquire() else {
-        return Err(error(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once"));
+    let busy = |_| error(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once");
+    let _permit = api.permits.try_acquire().map_err(busy)?;
+    // Paid for before it is read; a body without a length may have the most.
+    let announced = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok());
+    let announced = announced.and_then(|text| text.parse().ok()).unwrap_or(BODY_LIMIT_BYTES);
+    let too_large = || {
+        let message = format!("a request has at most {BODY_LIMIT_BYTES} bytes");
+        error(StatusCode::PAYLOAD_TOO_LARGE, message)
     };
+    if announced > BODY_LIMIT_BYTES {
+        return Err(too_large());
+    }
+    let _held = api.bodies.try_acquire_many(announced as u32).map_err(busy)?;
+    let Ok(body) = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, announced)).await else {
+        return Err(error(StatusCode::REQUEST_TIMEOUT, "the request's body took too long"));
+    };
+    let body = body.map_err(|_| too_large())?;
     let json_length = match headers.get(oip::HEADER_LENGTH) {
         None => None,
         Some(value) => {

@@ -2,8 +2,8 @@
 //!
 //! Binary: a JSON header, then the tensors' data one after the other; the header's length travels in a header field.
 
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, value::RawValue};
 use skerry_shared::oip::{Datatype, Tensor, TensorError};
 
 /// The header field that says where the JSON ends.
@@ -46,23 +46,26 @@ pub(crate) enum Wanted {
 }
 
 #[derive(Deserialize)]
-struct RequestJson {
+struct RequestJson<'a> {
     id: Option<String>,
     #[serde(default)]
     parameters: Map<String, Value>,
-    inputs: Vec<InputJson>,
+    #[serde(borrow)]
+    inputs: Vec<InputJson<'a>>,
     #[serde(default)]
     outputs: Vec<OutputJson>,
 }
 
 #[derive(Deserialize)]
-struct InputJson {
+struct InputJson<'a> {
     name: String,
     datatype: Datatype,
     shape: Vec<usize>,
     #[serde(default)]
     parameters: Map<String, Value>,
-    data: Option<Value>,
+    /// Not parsed here: it goes straight into the tensor.
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -78,11 +81,11 @@ pub(crate) fn parse_request(body: &[u8], json_length: Option<usize>) -> Result<R
     let (json, mut binary) = body
         .split_at_checked(said)
         .ok_or(BodyError::HeaderLength { said, got: body.len() })?;
-    let request: RequestJson = serde_json::from_slice(json)?;
+    let request: RequestJson<'_> = serde_json::from_slice(json)?;
     let mut inputs = Vec::with_capacity(request.inputs.len());
     for input in request.inputs {
         let size = input.parameters.get("binary_data_size").and_then(Value::as_u64);
-        inputs.push(match (size, &input.data) {
+        inputs.push(match (size, input.data) {
             (Some(size), None) => {
                 let split = usize::try_from(size)
                     .ok()
@@ -114,6 +117,33 @@ pub(crate) fn parse_request(body: &[u8], json_length: Option<usize>) -> Result<R
     })
 }
 
+/// An answer on its way out. Written straight into the body: no tree of values in between.
+#[derive(Serialize)]
+struct ResponseOut<'a> {
+    model_name: &'a str,
+    model_version: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    outputs: Vec<OutputOut<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum OutputOut<'a> {
+    Json(&'a Tensor),
+    Binary {
+        name: &'a str,
+        datatype: Datatype,
+        shape: &'a [usize],
+        parameters: BinarySize,
+    },
+}
+
+#[derive(Serialize)]
+struct BinarySize {
+    binary_data_size: usize,
+}
+
 /// What the pipeline answered.
 pub(crate) struct Answer<'a> {
     pub(crate) model: &'a str,
@@ -141,27 +171,29 @@ pub(crate) fn encode_response(mut answer: Answer<'_>, wanted: &Wanted) -> Result
             }
         }
     }
-    let mut outputs = Vec::with_capacity(chosen.len());
-    let mut binary = Vec::new();
-    for (tensor, as_binary) in chosen {
-        if as_binary {
-            outputs.push(json!({
-                "name": tensor.name(), "datatype": tensor.datatype(), "shape": tensor.shape(),
-                "parameters": {"binary_data_size": tensor.data().len()},
-            }));
-            binary.extend_from_slice(tensor.data());
-        } else {
-            outputs.push(serde_json::to_value(&tensor)?);
-        }
-    }
-    let any_binary = outputs.iter().any(|output| output.get("parameters").is_some());
-    let mut response = json!({"model_name": answer.model, "model_version": answer.version, "outputs": outputs});
-    if let Some(id) = answer.id {
-        response["id"] = id.into();
-    }
+    let outputs = chosen.iter().map(|(tensor, as_binary)| match as_binary {
+        true => OutputOut::Binary {
+            name: tensor.name(),
+            datatype: tensor.datatype(),
+            shape: tensor.shape(),
+            parameters: BinarySize {
+                binary_data_size: tensor.data().len(),
+            },
+        },
+        false => OutputOut::Json(tensor),
+    });
+    let response = ResponseOut {
+        model_name: answer.model,
+        model_version: answer.version,
+        id: answer.id,
+        outputs: outputs.collect(),
+    };
     let mut body = serde_json::to_vec(&response)?;
+    let any_binary = chosen.iter().any(|(_, as_binary)| *as_binary);
     let json_length = any_binary.then_some(body.len());
-    body.extend(binary);
+    for (tensor, _) in chosen.iter().filter(|(_, as_binary)| *as_binary) {
+        body.extend_from_slice(tensor.data());
+    }
     Ok(Encoded { body, json_length })
 }
 
@@ -169,6 +201,7 @@ pub(crate) fn encode_response(mut answer: Answer<'_>, wanted: &Wanted) -> Result
 #[allow(clippy::unwrap_used)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
 

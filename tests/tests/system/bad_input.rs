@@ -1,6 +1,12 @@
 //! What bad input gets: a clear error that says what was attempted and on what, with nothing lost and nothing half-done.
 
-use std::{fs, net::TcpListener, process::Command, time::Duration};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::{TcpListener, TcpStream},
+    process::Command,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use skerry_system_tests::{
@@ -130,9 +136,25 @@ fn a_device_names_what_is_wrong_with_a_request() {
         assert_eq!(got, status, "{answer}");
         assert!(error.contains(word), "`{word}` is missing in: {error}");
     }
+    assert_eq!(
+        announce(device.url(), 999_999_999),
+        "HTTP/1.1 413 Payload Too Large",
+        "refused before it is read"
+    );
     // Nothing of it was the bundle's fault, and it still answers.
     assert_eq!(device.status().unwrap()["inference_errors"], 0);
     device.infer(&test_windows().unwrap()[0]).unwrap();
+}
+
+/// Announces a body of this length without sending it, and gives the answer's first line.
+fn announce(url: &str, length: u64) -> String {
+    let address = url.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    let head = format!("POST /v2/models/{MODEL}/infer HTTP/1.1\r\nhost: {address}\r\ncontent-length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    line.trim_end().to_owned()
 }
 
 #[test]
