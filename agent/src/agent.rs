@@ -3,14 +3,14 @@
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
 use rumqttc::QoS;
 use skerry_inference::Runtime;
 use skerry_shared::{
-    desired::{Desired, OutcomeResult, ReportedError},
+    desired::{Desired, Outcome, OutcomeResult, ReportedError},
     id::{BootId, ModelName},
     schema::Envelope,
     topic::Channel,
@@ -46,6 +46,8 @@ pub(crate) struct Options {
 
 /// How often the progress of a download is reported.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// How often a report is repeated when nothing changes: the last one may be lost, and so may what it answers.
+const REPORT_EVERY: Duration = Duration::from_secs(300);
 /// How long requests under way may take to end at shutdown; what they count is still collected.
 const API_DRAIN: Duration = Duration::from_secs(5);
 
@@ -59,9 +61,12 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
     let mut boot = [0; 16];
     getrandom::fill(&mut boot).context("no randomness from the system")?;
     let boot_id: BootId = hex::encode(boot).parse().expect("sixteen bytes are 32 hex digits");
-    let keeper = Keeper::open(&options.state_dir)?;
+    let mut keeper = Keeper::open(&options.state_dir)?;
     let store = Store::open(&options.state_dir, options.store_limit)?;
     let trust = Trust::open(&options.state_dir, keeper.get().floors).context("the trusted metadata is unusable")?;
+    // A start that broke off between file and record is made good here.
+    let floors = trust.floors();
+    keeper.change(|record| record.floors = floors)?;
     let serving = Arc::new(Serving::default());
     let runtime = Runtime::new()?;
 
@@ -106,6 +111,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
         runtime,
         serving: Arc::clone(&serving),
         progress: Arc::clone(&progress),
+        resuming: matches!(keeper.get().update, State::Download { .. }),
         floors: None,
     };
     let mut agent = Agent {
@@ -119,23 +125,24 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
         progress,
         status,
         seq: 0,
+        reported_at: Instant::now(),
         refused: None,
         worker: Some(worker),
         running: None,
     };
     agent.start_serving().await;
     agent.turn(Event::Started);
-    agent.serve_events(received.events, &shutdown).await;
+    let ended = agent.serve_events(received.events, &shutdown).await;
+    // However it ended, everything else ends too, and what was counted is kept.
+    shutdown.cancel();
     let drained = tokio::time::timeout(API_DRAIN, api).await;
     counted.cancel();
     telemetry.await.context("telemetry ended badly")?;
     match drained {
-        Ok(ended) => ended.context("the local API ended badly"),
-        Err(_) => {
-            tracing::warn!("some inference requests did not end in time");
-            Ok(())
-        }
+        Ok(ended) => ended.context("the local API ended badly")?,
+        Err(_) => tracing::warn!("some inference requests did not end in time"),
     }
+    ended
 }
 
 /// What the loop owns.
@@ -150,6 +157,7 @@ struct Agent {
     progress: Arc<Progress>,
     status: tokio::sync::watch::Sender<serde_json::Value>,
     seq: u64,
+    reported_at: Instant,
     refused: Option<ReportedError>,
     /// With the effect that runs, or here.
     worker: Option<Worker>,
@@ -163,28 +171,62 @@ struct Running {
 }
 
 impl Agent {
-    /// Loads what the slots say: inference comes first, before any network.
+    /// Loads what the slots say: inference comes first, before any network. A bundle that does not load gives its place to the
+    /// previous one, and is fetched anew.
     async fn start_serving(&mut self) {
-        let installed: Vec<(ModelName, Installed)> = self
-            .keeper
-            .get()
-            .slots
-            .iter()
-            .filter_map(|(model, slots)| Some((model.clone(), slots.current.clone()?)))
-            .collect();
+        let slots = self.keeper.get().slots.clone();
         let Some(mut worker) = self.worker.take() else { return };
         let loaded = tokio::task::spawn_blocking(move || {
-            for (model, installed) in installed {
-                if let Err(error) = worker.serve_installed(&model, &installed) {
-                    tracing::error!(model.name = %model, code = error.code, error = error.message, "cannot serve an installed bundle");
+            let mut unusable = Vec::new();
+            for (model, slots) in slots {
+                let Some(current) = &slots.current else { continue };
+                let Err(error) = worker.serve_installed(&model, current) else {
+                    continue;
+                };
+                tracing::error!(model.name = %model, code = error.code, error = error.message, "cannot serve an installed bundle");
+                if let Some(previous) = &slots.previous
+                    && let Err(error) = worker.serve_installed(&model, previous)
+                {
+                    tracing::error!(model.name = %model, code = error.code, error = error.message, "cannot serve the previous bundle");
                 }
+                unusable.push((model, current.clone(), error));
             }
-            worker
+            (worker, unusable)
         });
-        self.worker = loaded.await.ok();
+        let Ok((worker, unusable)) = loaded.await else { return };
+        self.worker = Some(worker);
+        let changed = self.keeper.change(|record| {
+            for (model, current, error) in unusable {
+                if let Some(slots) = record.slots.get_mut(&model) {
+                    slots.current = None;
+                }
+                let generation = record
+                    .desired
+                    .as_ref()
+                    .map(|desired| desired.generation)
+                    .unwrap_or_default();
+                let outcome = Outcome {
+                    generation,
+                    model: model.clone(),
+                    version: current.version,
+                    rollout: None,
+                    result: OutcomeResult::Failed(error),
+                    wire_bytes: 0,
+                    resumed_downloads: 0,
+                };
+                record.outcomes.insert(model, outcome);
+            }
+        });
+        if let Err(error) = changed {
+            log_disk(error);
+        }
     }
 
-    async fn serve_events(&mut self, mut events: mpsc::Receiver<FromBroker>, shutdown: &CancellationToken) {
+    async fn serve_events(
+        &mut self,
+        mut events: mpsc::Receiver<FromBroker>,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<()> {
         let mut tick = tokio::time::interval(PROGRESS_EVERY);
         let mut last_progress = 0;
         loop {
@@ -198,14 +240,14 @@ impl Agent {
                             self.worker = Some(worker);
                             self.turn(event);
                         }
-                        // Without its worker the agent serves what it serves; a restart repeats the effect.
-                        Err(error) => tracing::error!(%error, "an update step ended badly; restart the agent"),
+                        // Its worker is gone with it: a new start repeats the effect, and counts.
+                        Err(error) => return Err(error).context("an update step ended badly"),
                     }
                 }
                 event = events.recv() => match event {
                     Some(FromBroker::Connected) => self.report(),
                     Some(FromBroker::Desired(bytes)) => self.on_desired(&bytes),
-                    None => return,
+                    None => return Ok(()),
                 },
                 _ = tick.tick() => {
                     // A state that could not be written, on a full disk for example, is tried again.
@@ -213,12 +255,12 @@ impl Agent {
                         self.begin(effect_of(&self.keeper.get().update));
                     }
                     let have = self.progress.have.load(Ordering::Relaxed);
-                    if have != last_progress {
+                    if have != last_progress || self.reported_at.elapsed() >= REPORT_EVERY {
                         last_progress = have;
                         self.report();
                     }
                 }
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => return Ok(()),
             }
         }
     }
@@ -269,6 +311,8 @@ impl Agent {
             Effect::Download(job) => self.spawn(job, Work::Fetch(Fetch::Bundle)),
             Effect::Verify(job) => self.spawn(job, Work::Verify),
             Effect::Install(job) => self.spawn(job, Work::Install),
+            // The intent may have changed while it was loaded.
+            Effect::Watch(job) if !self.wants(&job) => self.turn(Event::Superseded),
             Effect::Watch(job) => self.spawn(job, Work::Watch),
             Effect::RollBack(job) => self.spawn(job, Work::RollBack),
         }
@@ -308,15 +352,21 @@ impl Agent {
         for model in dropped {
             self.serving.remove(&model);
         }
-        if let Some(job) = next_job(&desired, self.keeper.get()) {
-            return self.turn(Event::Wanted(job));
-        }
+        let job = next_job(&desired, self.keeper.get());
+        // Before it begins: what nobody needs any more must not take its room.
+        let candidate = job.as_ref().map(|job| job.assignment.index);
         if let Some(worker) = &self.worker
-            && let Err(error) = worker.store.collect_garbage(self.keeper.get())
+            && let Err(error) = worker.store.collect_garbage(self.keeper.get(), candidate)
         {
             tracing::warn!(%error, "cannot clean the store up");
         }
-        self.report();
+        match job {
+            Some(job) => {
+                self.progress.begin();
+                self.turn(Event::Wanted(job));
+            }
+            None => self.report(),
+        }
     }
 
     fn on_desired(&mut self, bytes: &[u8]) {
@@ -345,18 +395,22 @@ impl Agent {
         if let Err(error) = self.accept(desired) {
             return log_disk(error);
         }
-        let still_wanted = self.keeper.get().update.job().is_some_and(|job| {
-            let desired = self.keeper.get().desired.as_ref();
-            desired.is_some_and(|desired| desired.bundles.iter().any(|a| a.index == job.assignment.index))
-        });
+        let still_wanted = self.keeper.get().update.job().is_some_and(|job| self.wants(job));
         match (&self.running, &self.keeper.get().update) {
             (None, State::Idle) => self.look_for_work(),
             // The worker answers with `Superseded`.
-            (Some(running), State::Sync { .. } | State::Download { .. } | State::Verify { .. }) if !still_wanted => {
-                running.cancel.cancel();
-            }
+            (
+                Some(running),
+                State::Sync { .. } | State::Download { .. } | State::Verify { .. } | State::Probation { .. },
+            ) if !still_wanted => running.cancel.cancel(),
             _ => {}
         }
+    }
+
+    /// True when the intent still asks for what this job brings.
+    fn wants(&self, job: &Job) -> bool {
+        let desired = self.keeper.get().desired.as_ref();
+        desired.is_some_and(|desired| desired.bundles.iter().any(|a| a.index == job.assignment.index))
     }
 
     fn accept(&mut self, desired: Desired) -> Result<(), DiskError> {
@@ -412,6 +466,7 @@ impl Agent {
 
     fn report(&mut self) {
         self.seq += 1;
+        self.reported_at = Instant::now();
         let facts = Facts {
             device: &self.identity.device_id,
             boot_id: &self.boot_id,

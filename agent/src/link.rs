@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use rumqttc::{AsyncClient, Event, EventLoop, Incoming, LastWill, MqttOptions, NetworkOptions, QoS};
+use rumqttc::{
+    AsyncClient, Event, EventLoop, Incoming, LastWill, MqttOptions, NetworkOptions, Publish, QoS, Request, Subscribe,
+};
 use skerry_shared::{
     desired::Status,
     id::{BootId, DeviceId},
@@ -43,24 +45,33 @@ pub(crate) enum FromBroker {
 pub(crate) struct Sender {
     client: AsyncClient,
     device: DeviceId,
+    connection: watch::Receiver<Option<u64>>,
 }
 
 impl Sender {
-    /// Publishes, or drops the message when the outgoing queue is full: whoever sends repeats what matters.
+    /// Publishes, or drops the message when there is no connection or the outgoing queue is full: whoever sends repeats what
+    /// matters. What queues up without a connection would be stale when it comes, and would keep the subscriptions out.
     pub(crate) fn try_publish(&self, channel: Channel, qos: QoS, payload: Vec<u8>) -> bool {
-        let topic = Topic::Device(self.device.clone(), channel).to_string();
+        if self.connection.borrow().is_none() {
+            return false;
+        }
+        let topic = self.topic(channel);
         let retain = matches!(channel, Channel::Reported | Channel::Status);
         self.client.try_publish(topic, qos, retain, payload).is_ok()
     }
 
-    fn status(&self, boot_id: &BootId, online: bool) -> Vec<u8> {
-        Status {
-            schema: SchemaVersion::CURRENT,
-            boot_id: boot_id.clone(),
-            online,
-        }
-        .to_json()
+    fn topic(&self, channel: Channel) -> String {
+        Topic::Device(self.device.clone(), channel).to_string()
     }
+}
+
+fn status(boot_id: &BootId, online: bool) -> Vec<u8> {
+    Status {
+        schema: SchemaVersion::CURRENT,
+        boot_id: boot_id.clone(),
+        online,
+    }
+    .to_json()
 }
 
 /// The receiving half: events for the agent's loop, parts for the download, acknowledgements for telemetry.
@@ -80,23 +91,22 @@ pub(crate) fn start(identity: &Identity, boot_id: &BootId, shutdown: Cancellatio
     options.set_keep_alive(KEEP_ALIVE);
     options.set_max_packet_size(PACKET_BYTES, PACKET_BYTES);
     options.set_clean_session(true);
-    let will = Status {
-        schema: SchemaVersion::CURRENT,
-        boot_id: boot_id.clone(),
-        online: false,
-    }
-    .to_json();
+    let will = status(boot_id, false);
     let topic = Topic::Device(device.clone(), Channel::Status).to_string();
     options.set_last_will(LastWill::new(topic, will, QoS::AtLeastOnce, true));
     let (client, mut event_loop) = AsyncClient::new(options, 64);
     let mut network = NetworkOptions::new();
     network.set_tcp_nodelay(true);
     event_loop.set_network_options(network);
-    let sender = Sender { client, device };
     let (events_in, events) = mpsc::channel(64);
     let (parts_in, parts) = mpsc::channel(PARTS_QUEUE);
     let (acks_in, acks) = mpsc::channel(ACKS_QUEUE);
     let (connection_in, connection) = watch::channel(None);
+    let sender = Sender {
+        client,
+        device,
+        connection: connection.clone(),
+    };
     let task = Poller {
         sender: sender.clone(),
         boot_id: boot_id.clone(),
@@ -143,7 +153,7 @@ impl Poller {
                     if let Event::Incoming(Incoming::ConnAck(_)) = event {
                         backoff = BACKOFF_MIN;
                     }
-                    self.handle(event);
+                    self.handle(event, &mut event_loop);
                 }
                 Ok(Err(error)) => {
                     self.connection.send_replace(None);
@@ -163,21 +173,22 @@ impl Poller {
         }
     }
 
-    fn handle(&mut self, event: Event) {
+    fn handle(&mut self, event: Event, event_loop: &mut EventLoop) {
         match event {
             Event::Incoming(Incoming::ConnAck(_)) => {
                 tracing::info!("connected to the broker");
+                // Not through the queue, which may be full of what was said before: these come first, and always fit.
                 for channel in [Channel::Desired, Channel::Chunk, Channel::Ack] {
-                    let topic = Topic::Device(self.sender.device.clone(), channel).to_string();
-                    if let Err(error) = self.sender.client.try_subscribe(topic, QoS::AtLeastOnce) {
-                        tracing::error!(%error, "cannot subscribe");
-                    }
+                    let subscribe = Subscribe::new(self.sender.topic(channel), QoS::AtLeastOnce);
+                    event_loop.pending.push_back(Request::Subscribe(subscribe));
                 }
-                let birth = self.sender.status(&self.boot_id, true);
-                self.sender.try_publish(Channel::Status, QoS::AtLeastOnce, birth);
-                let _ = self.events.try_send(FromBroker::Connected);
+                let topic = self.sender.topic(Channel::Status);
+                let mut birth = Publish::new(topic, QoS::AtLeastOnce, status(&self.boot_id, true));
+                birth.retain = true;
+                event_loop.pending.push_back(Request::Publish(birth));
                 self.connections += 1;
                 self.connection.send_replace(Some(self.connections));
+                let _ = self.events.try_send(FromBroker::Connected);
             }
             Event::Incoming(Incoming::Publish(publish)) => match publish.topic.parse::<Topic>() {
                 Ok(Topic::Device(_, Channel::Desired)) => {
@@ -195,11 +206,8 @@ impl Poller {
 
     /// Says on purpose what the last will would say, and gives it a moment to leave.
     async fn say_goodbye(&self, mut event_loop: EventLoop) {
-        self.sender.try_publish(
-            Channel::Status,
-            QoS::AtLeastOnce,
-            self.sender.status(&self.boot_id, false),
-        );
+        let goodbye = status(&self.boot_id, false);
+        self.sender.try_publish(Channel::Status, QoS::AtLeastOnce, goodbye);
         let _ = self.sender.client.try_disconnect();
         let drained = async { while event_loop.poll().await.is_ok() {} };
         let _ = tokio::time::timeout(Duration::from_secs(1), drained).await;
@@ -212,4 +220,33 @@ fn jittered(backoff: Duration) -> Duration {
     // Without randomness there is no jitter, which harms nobody.
     let _ = getrandom::fill(&mut byte);
     backoff.mul_f64(0.5 + f64::from(byte[0]) / 512.0)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::enroll::Broker;
+
+    #[tokio::test]
+    async fn nothing_queues_up_without_a_connection() {
+        // Bound and never accepted from: nobody answers there.
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let identity = Identity {
+            device_id: "dev-1".parse().unwrap(),
+            mqtt: Broker {
+                host: "127.0.0.1".to_owned(),
+                port: nobody.local_addr().unwrap().port(),
+                username: "dev-1".to_owned(),
+                password: String::new(),
+            },
+        };
+        let boot_id = "0".repeat(32).parse().unwrap();
+        let shutdown = CancellationToken::new();
+        let (sender, _received) = start(&identity, &boot_id, shutdown.clone());
+        // More than the queue would take: afterwards the subscriptions must still fit.
+        let taken = (0..200).filter(|_| sender.try_publish(Channel::Want, QoS::AtLeastOnce, vec![0; 10]));
+        assert_eq!(taken.count(), 0);
+        shutdown.cancel();
+    }
 }

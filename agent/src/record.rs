@@ -18,6 +18,8 @@ use crate::{
 
 /// The agent's durable state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+// A newer agent reads what an older one wrote.
+#[serde(default)]
 pub(crate) struct Record {
     /// The newest accepted intent.
     pub(crate) desired: Option<Desired>,

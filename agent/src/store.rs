@@ -155,20 +155,37 @@ impl Store {
         Ok(true)
     }
 
-    /// Removes what neither the slots nor the update under way need.
-    pub(crate) fn collect_garbage(&self, record: &Record) -> Result<(), DiskError> {
+    /// Bytes that bringing these files here will still write: chunks that are not staged, and files that are not whole.
+    pub(crate) fn bytes_to_write(&self, index: &ChunkIndex, files: &[&FileEntry]) -> Result<u64, DiskError> {
+        let staged: BTreeSet<String> = disk::list(&self.staging)?.into_iter().collect();
+        let mut bytes = 0;
+        for file in files {
+            if self.has_object(file.digest)? {
+                continue;
+            }
+            let chunks = index.chunks_of(file).iter();
+            let lacking = chunks.filter(|chunk| !staged.contains(&chunk.raw.to_hex()));
+            bytes += file.size_bytes + lacking.map(|chunk| u64::from(chunk.raw_len)).sum::<u64>();
+        }
+        Ok(bytes)
+    }
+
+    /// Removes what neither the slots nor `candidate` need.
+    pub(crate) fn collect_garbage(&self, record: &Record, candidate: Option<Digest>) -> Result<(), DiskError> {
         let mut indexes: BTreeSet<String> = BTreeSet::new();
         let mut objects: BTreeSet<String> = BTreeSet::new();
-        let candidate = record.update.job().map(|job| job.assignment.index);
+        let mut chunks: BTreeSet<String> = BTreeSet::new();
         for digest in kept_indexes(record).chain(candidate) {
             indexes.insert(digest.to_hex());
-            if let Some(index) = self.index(digest)? {
-                objects.extend(index.files().iter().map(|file| file.digest.to_hex()));
+            let Some(index) = self.index(digest)? else { continue };
+            objects.extend(index.files().iter().map(|file| file.digest.to_hex()));
+            if candidate == Some(digest) {
+                chunks.extend(index.chunks().iter().map(|chunk| chunk.raw.to_hex()));
             }
         }
         sweep(&self.indexes, |name| indexes.contains(name))?;
         sweep(&self.objects, |name| objects.contains(name))?;
-        sweep(&self.staging, |_| candidate.is_some())
+        sweep(&self.staging, |name| chunks.contains(name))
     }
 }
 

@@ -127,6 +127,11 @@ impl Trust {
         })
     }
 
+    /// The lowest versions that are still acceptable.
+    pub(crate) fn floors(&self) -> VersionFloors {
+        self.set.floors()
+    }
+
     /// Checks a signed desired state for this device.
     pub(crate) fn desired(&self, bytes: &[u8], device: &DeviceId) -> Result<Desired, VerifyError> {
         let keys = self.set.root().assignment_keys().ok_or(VerifyError::NoAssignmentKey)?;

@@ -43,6 +43,15 @@ pub(crate) struct Progress {
     pub(crate) wire: AtomicU64,
 }
 
+impl Progress {
+    /// Another update: what an earlier one has counted is not its own.
+    pub(crate) fn begin(&self) {
+        for count in [&self.have, &self.total, &self.resumed, &self.wire] {
+            count.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
 /// What comes over the link.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fetch {
@@ -68,6 +77,8 @@ pub(crate) struct Worker {
     pub(crate) runtime: Runtime,
     pub(crate) serving: Arc<Serving>,
     pub(crate) progress: Arc<Progress>,
+    /// True until the first download after a start of the agent in the middle of one.
+    pub(crate) resuming: bool,
     /// Floors to be kept in the record, if they have risen.
     pub(crate) floors: Option<VersionFloors>,
 }
@@ -130,7 +141,7 @@ impl Worker {
             .store
             .index(digest)?
             .ok_or_else(|| VerifyError::File("the chunk index".to_owned()))?;
-        if self.store.has_staged(&index)? {
+        if std::mem::take(&mut self.resuming) && self.store.has_staged(&index)? {
             self.progress.resumed.fetch_add(1, Ordering::Relaxed);
         }
         let sources = self.store.sources(record)?;
@@ -139,12 +150,12 @@ impl Worker {
         self.fetch(digest, &index, &[manifest_file], &sources).await?;
         let manifest = verify::manifest(&self.store, &index)?;
         let files = verify::needed_files(&index, &manifest, &host_platform())?;
-        let needed_bytes: u64 = files.iter().map(|file| file.size_bytes).sum();
+        let needed_bytes = block_in_place(|| self.store.bytes_to_write(&index, &files))?;
         let free_bytes = self.store.room_bytes()?;
-        if free_bytes < needed_bytes * 2 {
+        if free_bytes < needed_bytes {
             return Err(VerifyError::DiskFull {
                 free_bytes,
-                needed_bytes: needed_bytes * 2,
+                needed_bytes,
             });
         }
         self.fetch(digest, &index, &files, &sources).await
@@ -256,19 +267,26 @@ impl Worker {
         }
     }
 
-    /// Lets the current slot serve again, or nothing if there is none. Needs no network.
+    /// Lets the bundle of the slots serve again, or nothing if there is none. Needs no network. The candidate is gone in any
+    /// case, even if nothing can take its place.
     fn roll_back(&mut self, job: &Job, record: &Record) -> Result<(), ReportedError> {
         let model = &job.assignment.model;
-        let current = record.slots.get(model).and_then(|slots| slots.current.as_ref());
+        let slots = record.slots.get(model);
+        // Without a current slot the previous one has taken over since the start.
+        let installed = slots.and_then(|slots| slots.current.as_ref().or(slots.previous.as_ref()));
         let serves = self.serving.get(model).map(|model| model.version);
-        match current {
-            Some(installed) if serves == Some(installed.version) => Ok(()),
+        let restored = match installed {
+            Some(installed) if serves == Some(installed.version) => return Ok(()),
             Some(installed) => self.serve_installed(model, installed),
             None => {
                 self.serving.remove(model);
-                Ok(())
+                return Ok(());
             }
+        };
+        if restored.is_err() {
+            self.serving.remove(model);
         }
+        restored
     }
 
     /// Lets an installed bundle serve.

@@ -206,7 +206,7 @@ pub struct Outcome {
     pub rollout: Option<RolloutId>,
     /// The end.
     pub result: OutcomeResult,
-    /// Bytes of payload received over MQTT for this update, metadata included.
+    /// Bytes of payload received over MQTT for this update, metadata included, since the agent last started.
     pub wire_bytes: u64,
     /// Downloads of this bundle that went on from what an earlier start of the agent had left on disk.
     #[serde(default)]

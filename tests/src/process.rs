@@ -66,6 +66,11 @@ impl Process {
         }
     }
 
+    /// Forgets the lines that have come so far: what is waited for next is said from now on.
+    pub fn forget_lines(&self) {
+        while self.lines.try_recv().is_ok() {}
+    }
+
     /// The power cut: SIGKILL.
     pub fn kill(mut self) -> Result<()> {
         self.child.kill().context("cannot kill")?;

@@ -41,9 +41,9 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 struct Api {
     serving: Arc<Serving>,
     statuses: Statuses,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
     /// One permit a byte of body.
-    bodies: Semaphore,
+    bodies: Arc<Semaphore>,
 }
 
 /// What the agent says about itself at any time.
@@ -57,13 +57,13 @@ pub(crate) async fn run(listener: TcpListener, serving: Arc<Serving>, statuses: 
     let api = Arc::new(Api {
         serving,
         statuses,
-        permits: Semaphore::new(CONCURRENT_REQUESTS),
-        bodies: Semaphore::new(BODIES_BYTES),
+        permits: Arc::new(Semaphore::new(CONCURRENT_REQUESTS)),
+        bodies: Arc::new(Semaphore::new(BODIES_BYTES)),
     });
     let router = Router::new()
         .route("/v2", get(server))
         .route("/v2/health/live", get(async || StatusCode::OK))
-        .route("/v2/health/ready", get(async || StatusCode::OK))
+        .route("/v2/health/ready", get(all_ready))
         .route("/v2/models/{model}", get(metadata))
         .route("/v2/models/{model}/versions/{version}", get(metadata))
         .route("/v2/models/{model}/ready", get(ready))
@@ -88,6 +88,20 @@ pub(crate) async fn run(listener: TcpListener, serving: Arc<Serving>, statuses: 
 
 fn error(status: StatusCode, message: impl Into<String>) -> Response {
     (status, Json(json!({"error": message.into()}))).into_response()
+}
+
+/// Ready when every model that is installed serves.
+async fn all_ready(State(api): State<Arc<Api>>) -> StatusCode {
+    let status = api.statuses.agent.borrow().clone();
+    let serves = |name: &Value| {
+        let name = name.as_str().and_then(|name| name.parse().ok());
+        name.is_some_and(|name| api.serving.get(&name).is_some())
+    };
+    let bundles = status["bundles"].as_array();
+    match bundles.is_some_and(|bundles| bundles.iter().all(|bundle| serves(&bundle["model"]))) {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    }
 }
 
 async fn server() -> Json<Value> {
@@ -141,7 +155,7 @@ async fn infer(
 ) -> Result<Response, Response> {
     let model = find(&api, &path)?;
     let busy = |_| error(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once");
-    let _permit = api.permits.try_acquire().map_err(busy)?;
+    let permit = Arc::clone(&api.permits).try_acquire_owned().map_err(busy)?;
     // Paid for before it is read; a body without a length may have the most.
     let announced = headers
         .get(header::CONTENT_LENGTH)
@@ -154,7 +168,9 @@ async fn infer(
     if announced > BODY_LIMIT_BYTES {
         return Err(too_large());
     }
-    let _held = api.bodies.try_acquire_many(announced as u32).map_err(busy)?;
+    let held = Arc::clone(&api.bodies)
+        .try_acquire_many_owned(announced as u32)
+        .map_err(busy)?;
     let Ok(body) = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, announced)).await else {
         return Err(error(StatusCode::REQUEST_TIMEOUT, "the request's body took too long"));
     };
@@ -169,7 +185,12 @@ async fn infer(
     let request = oip::parse_request(&body, json_length).map_err(|e| error(StatusCode::BAD_REQUEST, e.to_string()))?;
     let (inputs, wanted, id) = (request.inputs, request.wanted, request.id);
     let running = Arc::clone(&model);
-    let answer = tokio::task::spawn_blocking(move || running.infer(inputs)).await;
+    // The permits go with the inference: a client that gives up does not end it.
+    let inference = move || {
+        let _held = (permit, held);
+        running.infer(inputs)
+    };
+    let answer = tokio::task::spawn_blocking(inference).await;
     let answer = answer.map_err(|_| error(StatusCode::INTERNAL_SERVER_ERROR, "inference ended badly"))?;
     let outputs = answer.map_err(|e| {
         let bad = e.is_bad_request();

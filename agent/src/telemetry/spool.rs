@@ -184,7 +184,21 @@ impl Spool {
             }
         };
         let record = encode(self.head, frame);
-        let offset = file.append(&record)?;
+        let offset = match file.append(&record) {
+            Ok(offset) => offset,
+            Err(error) => {
+                // A segment that never held a frame would stay for ever, and a full disk makes one with every try.
+                if self
+                    .segments
+                    .get(&number)
+                    .is_some_and(|segment| segment.bytes == 0 && segment.pending == 0)
+                {
+                    self.segments.remove(&number);
+                    disk::remove(&self.path(number))?;
+                }
+                return Err(error);
+            }
+        };
         let pending = Pending {
             boot: self.intern(&frame.id.boot_id),
             points: frame.points,

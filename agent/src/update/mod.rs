@@ -10,8 +10,8 @@ use skerry_shared::{
 
 pub(crate) use step::{Effect, Event, effect_of, next_job, step};
 
-/// Starts of the agent in one probation after which the candidate is given up: it is what ends the agent.
-pub(crate) const PROBATION_BOOTS_MAX: u32 = 3;
+/// Starts of the agent in one Install or Probation after which the candidate is given up: it is what ends the agent.
+pub(crate) const CANDIDATE_BOOTS_MAX: u32 = 3;
 
 /// What is to be brought to this device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +43,9 @@ pub(crate) enum State {
     },
     Install {
         job: Job,
+        /// Starts of the agent since this began: loading the candidate may be what ends it.
+        #[serde(default)]
+        boots: u32,
     },
     Probation {
         job: Job,
@@ -87,7 +90,7 @@ impl State {
             State::Sync { job }
             | State::Download { job }
             | State::Verify { job }
-            | State::Install { job }
+            | State::Install { job, .. }
             | State::Probation { job, .. }
             | State::Commit { job }
             | State::Rollback { job, .. }

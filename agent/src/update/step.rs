@@ -2,7 +2,7 @@
 
 use skerry_shared::desired::{Desired, ReportedError};
 
-use super::{Job, PROBATION_BOOTS_MAX, State};
+use super::{CANDIDATE_BOOTS_MAX, Job, State};
 use crate::record::Record;
 
 /// What has happened.
@@ -64,27 +64,29 @@ pub(crate) fn step(state: State, event: Event) -> (State, Effect) {
         }
         (State::Sync { job }, Event::Done) => State::Download { job },
         (State::Download { job }, Event::Done) => State::Verify { job },
-        (State::Verify { job }, Event::Done) => State::Install { job },
+        (State::Verify { job }, Event::Done) => State::Install { job, boots: 0 },
 
-        (State::Install { job }, Event::Done) => State::Probation { job, boots: 0 },
-        (State::Install { job } | State::Probation { job, .. }, Event::Failed(error)) => State::Rollback { job, error },
-        (State::Probation { job, .. }, Event::Done) => State::Commit { job },
-        // The candidate served, and the agent started anew: it may be the candidate that ends it.
-        (State::Probation { job, boots }, Event::Started) => {
-            let boots = boots + 1;
-            if boots >= PROBATION_BOOTS_MAX {
-                let message = format!("the agent started {boots} times while the bundle was on probation");
-                State::Rollback {
-                    job,
-                    error: ReportedError {
-                        code: "crash_loop".to_owned(),
-                        message,
-                    },
-                }
-            } else {
-                State::Probation { job, boots }
-            }
+        (State::Install { job, .. }, Event::Done) => State::Probation { job, boots: 0 },
+        (State::Install { job, .. } | State::Probation { job, .. }, Event::Failed(error)) => {
+            State::Rollback { job, error }
         }
+        (State::Probation { job, .. }, Event::Done) => State::Commit { job },
+        // The candidate was loading or served, and the agent started anew: it may be the candidate that ends it.
+        (State::Install { job, boots }, Event::Started) => match crash_loop(boots + 1) {
+            Some(error) => State::Rollback { job, error },
+            None => State::Install { job, boots: boots + 1 },
+        },
+        (State::Probation { job, boots }, Event::Started) => match crash_loop(boots + 1) {
+            Some(error) => State::Rollback { job, error },
+            None => State::Probation { job, boots: boots + 1 },
+        },
+        (State::Probation { job, .. }, Event::Superseded) => State::Rollback {
+            job,
+            error: ReportedError {
+                code: "superseded".to_owned(),
+                message: "the bundle was not wanted any more before its probation had ended".to_owned(),
+            },
+        },
 
         (State::Commit { .. }, Event::Done) => State::Idle,
         // The slots are as before; the candidate proved itself. Commit is one write: only a broken disk fails it.
@@ -102,13 +104,22 @@ pub(crate) fn step(state: State, event: Event) -> (State, Effect) {
             Event::Wanted(_) | Event::Started,
         ) => state,
         (
-            state @ (State::Install { .. } | State::Commit { .. } | State::Rollback { .. } | State::Failure { .. }),
+            state @ (State::Commit { .. } | State::Rollback { .. } | State::Failure { .. }),
             Event::Wanted(_) | Event::Superseded | Event::Started,
         ) => state,
-        (state @ State::Probation { .. }, Event::Wanted(_) | Event::Superseded) => state,
+        (state @ State::Install { .. }, Event::Wanted(_) | Event::Superseded) => state,
+        (state @ State::Probation { .. }, Event::Wanted(_)) => state,
     };
     let effect = effect_of(&next);
     (next, effect)
+}
+
+/// The end of a candidate under which the agent has started this often.
+fn crash_loop(boots: u32) -> Option<ReportedError> {
+    (boots >= CANDIDATE_BOOTS_MAX).then(|| ReportedError {
+        code: "crash_loop".to_owned(),
+        message: format!("the agent started {boots} times while it tried the bundle"),
+    })
 }
 
 /// What a state does.
@@ -118,7 +129,7 @@ pub(crate) fn effect_of(state: &State) -> Effect {
         State::Sync { job } => Effect::Sync(job),
         State::Download { job } => Effect::Download(job),
         State::Verify { job } => Effect::Verify(job),
-        State::Install { job } => Effect::Install(job),
+        State::Install { job, .. } => Effect::Install(job),
         State::Probation { job, .. } => Effect::Watch(job),
         State::Commit { job } => Effect::Commit(job),
         State::Rollback { job, .. } => Effect::RollBack(job),
@@ -229,12 +240,23 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_loop_on_probation_rolls_back_without_a_network() {
-        let mut state = State::Probation { job: job(1), boots: 0 };
-        for _ in 0..PROBATION_BOOTS_MAX {
-            state = step(state, Event::Started).0;
+    fn a_crash_loop_rolls_back_without_a_network() {
+        for mut state in [
+            State::Install { job: job(1), boots: 0 },
+            State::Probation { job: job(1), boots: 0 },
+        ] {
+            for _ in 0..CANDIDATE_BOOTS_MAX {
+                state = step(state, Event::Started).0;
+            }
+            assert!(matches!(state, State::Rollback { error, .. } if error.code == "crash_loop"));
         }
-        assert!(matches!(state, State::Rollback { error, .. } if error.code == "crash_loop"));
+    }
+
+    #[test]
+    fn what_is_not_wanted_any_more_is_never_committed() {
+        let (state, effect) = step(State::Probation { job: job(1), boots: 0 }, Event::Superseded);
+        assert!(matches!(state, State::Rollback { error, .. } if error.code == "superseded"));
+        assert_eq!(effect, Effect::RollBack(job(1)));
     }
 
     proptest! {
@@ -246,8 +268,8 @@ mod tests {
             }
             let (again, repeated) = step(state.clone(), Event::Started);
             match state {
-                State::Probation { .. } => {
-                    let goes_on = matches!(again, State::Probation { .. } | State::Rollback { .. });
+                State::Install { .. } | State::Probation { .. } => {
+                    let goes_on = matches!(again, State::Install { .. } | State::Probation { .. } | State::Rollback { .. });
                     prop_assert!(goes_on);
                 }
                 _ => prop_assert_eq!((again, repeated), (state, effect)),

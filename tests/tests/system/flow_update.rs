@@ -149,23 +149,29 @@ fn a_device_that_was_away_converges_when_it_comes_back() {
 }
 
 #[test]
-fn an_abort_leaves_intent_and_slot_in_agreement() {
+fn an_abort_returns_a_device_that_is_on_probation() {
     let fleet = Fleet::start(PROGRAM).unwrap();
     let devices = fleet.devices(&["dev-1"]).unwrap();
     fleet.release(1).unwrap();
     fleet.deploy(1).unwrap();
     fleet.release(2).unwrap();
-    let id = fleet.roll_out(2, &["rest"]).unwrap();
-    fleet.skerry_json(&["rollout", "abort", &id.to_string()]).unwrap();
-    let stopped = fleet.wait_for_rollout(id, &["stopped", "finished"]).unwrap();
-    // Either the abort came in time, or the device had finished: its intent and its slot agree.
-    let desired = fleet.device("dev-1").unwrap()["desired"][0]["version"].as_u64();
+    // Its answers are wrong, say, and raise no error: it would serve for an hour and be committed.
+    let body = json!({"model": MODEL, "version": 2, "groups": [{"size": "rest"}], "probation_ms": 3_600_000});
+    let id = fleet.client().post("/api/v1/rollouts", &body).unwrap()["id"]
+        .as_u64()
+        .unwrap();
+    let window = &test_windows().unwrap()[0];
     fleet
-        .wait("intent and slot to agree", || {
-            Ok((devices[0].serves()? == desired).then_some(()))
+        .wait("v2 to serve on probation", || {
+            Ok((devices[0].infer(window)?.0 == 2).then_some(()))
         })
         .unwrap();
+    fleet.skerry_json(&["rollout", "abort", &id.to_string()]).unwrap();
+    let stopped = fleet.wait_for_rollout(id, &["stopped", "finished"]).unwrap();
     assert_eq!(stopped["state"], "stopped");
+    assert_eq!(stopped["groups"][0]["devices"][0]["state"], "rolled_back");
+    assert_eq!(devices[0].infer(window).unwrap().0, 1);
+    assert_eq!(devices[0].serves().unwrap(), Some(1));
 }
 
 #[test]
