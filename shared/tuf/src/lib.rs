@@ -17,6 +17,8 @@ mod fixtures;
 mod key;
 mod limits;
 mod metadata;
+#[cfg(feature = "conformance")]
+mod pem_key;
 #[cfg(feature = "sign")]
 mod sign;
 mod signed;
@@ -26,6 +28,7 @@ mod target_name;
 mod threshold;
 mod time;
 mod trusted_set;
+mod verifier;
 
 pub use canonical_json::{CanonicalJsonError, to_canonical_json};
 pub use error::Error;
