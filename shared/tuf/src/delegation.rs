@@ -306,7 +306,8 @@ mod tests {
     #[test]
     fn a_hash_prefix_stands_for_a_share_of_all_names() {
         // SHA-256 of "a" begins with ca978112.
-        let prefixes = |list: &[&str]| DelegatedPaths::HashPrefixes(list.iter().map(|text| (*text).to_owned()).collect());
+        let prefixes =
+            |list: &[&str]| DelegatedPaths::HashPrefixes(list.iter().map(|text| (*text).to_owned()).collect());
         assert!(prefixes(&["00", "ca97"]).contains(&name("a")));
         assert!(!prefixes(&["ca97"]).contains(&name("b")));
         assert!(!prefixes(&["CA97"]).contains(&name("a")));

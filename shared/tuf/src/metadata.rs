@@ -11,8 +11,9 @@ use std::num::NonZeroU32;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
+use sha2::{Digest, Sha256, Sha512};
 
+use crate::delegation::{Delegations, RoleName};
 use crate::error::Error;
 use crate::key::{KeyId, PublicKey};
 use crate::target_name::TargetName;
@@ -242,6 +243,20 @@ impl Snapshot {
     pub fn targets_meta(&self) -> Result<&MetaFile, Error> {
         listed(&self.meta, Role::Snapshot, Role::Targets)
     }
+
+    /// Returns what is said about a delegated role.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotListed`] if nothing is said.
+    pub fn delegated_meta(&self, role: &RoleName) -> Result<&MetaFile, Error> {
+        let file = role.listed_as();
+        let not_listed = |file| Error::NotListed {
+            role: Role::Snapshot,
+            file,
+        };
+        self.meta.get(&file).ok_or_else(|| not_listed(file))
+    }
 }
 
 fn listed(meta: &BTreeMap<String, MetaFile>, role: Role, file: Role) -> Result<&MetaFile, Error> {
@@ -260,7 +275,7 @@ pub struct MetaFile {
     /// Length in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length: Option<u64>,
-    /// Digests in hexadecimal by algorithm; `sha256` is the one that is checked.
+    /// Digests in hexadecimal by algorithm; every `sha256` and `sha512` is checked, and one of them must be there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hashes: Option<BTreeMap<String, String>>,
     /// Members that this crate does not know.
@@ -285,7 +300,7 @@ impl MetaFile {
             check_length(file, length, bytes)?;
         }
         match &self.hashes {
-            Some(hashes) => check_sha256(file, hashes, bytes),
+            Some(hashes) => check_hashes(file, hashes, bytes),
             None => Ok(()),
         }
     }
@@ -303,7 +318,10 @@ pub struct Targets {
     pub expires: UnixTime,
     /// Targets by name.
     pub targets: BTreeMap<TargetName, TargetFile>,
-    /// Members that this crate does not know, `delegations` among them.
+    /// Other roles that may sign for targets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegations: Option<Delegations>,
+    /// Members that this crate does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
@@ -325,7 +343,7 @@ impl Targets {
 pub struct TargetFile {
     /// Length in bytes.
     pub length: u64,
-    /// Digests in hexadecimal by algorithm; `sha256` is the one that is checked.
+    /// Digests in hexadecimal by algorithm; every `sha256` and `sha512` is checked, and one of them must be there.
     pub hashes: BTreeMap<String, String>,
     /// Whatever the publisher adds. Covered by the signature, opaque here; no floats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -366,10 +384,11 @@ impl TargetFile {
     ///
     /// # Errors
     ///
-    /// [`Error::Length`], [`Error::Hash`], or [`Error::HashUnsupported`] if there is no SHA-256 digest.
+    /// [`Error::Length`], [`Error::Hash`], or [`Error::HashUnsupported`] if there is no digest of a kind that we
+    /// compute, or a malformed one.
     pub fn check(&self, name: &TargetName, bytes: &[u8]) -> Result<(), Error> {
         check_length(name.as_str(), self.length, bytes)?;
-        check_sha256(name.as_str(), &self.hashes, bytes)
+        check_hashes(name.as_str(), &self.hashes, bytes)
     }
 }
 
@@ -399,12 +418,24 @@ fn check_length(file: &str, expected_bytes: u64, bytes: &[u8]) -> Result<(), Err
     Ok(())
 }
 
-fn check_sha256(file: &str, hashes: &BTreeMap<String, String>, bytes: &[u8]) -> Result<(), Error> {
-    let expected = sha256_in(hashes).ok_or_else(|| Error::HashUnsupported { file: file.to_owned() })?;
-    if Sha256::digest(bytes).as_slice() != expected {
-        return Err(Error::Hash { file: file.to_owned() });
+fn check_hashes(file: &str, hashes: &BTreeMap<String, String>, bytes: &[u8]) -> Result<(), Error> {
+    let unsupported = || Error::HashUnsupported { file: file.to_owned() };
+    let mut checked = false;
+    for (algorithm, expected) in hashes {
+        let found = match algorithm.as_str() {
+            "sha256" => Sha256::digest(bytes).to_vec(),
+            "sha512" => Sha512::digest(bytes).to_vec(),
+            _ => continue,
+        };
+        if hex::decode(expected).map_err(|_| unsupported())? != found {
+            return Err(Error::Hash { file: file.to_owned() });
+        }
+        checked = true;
     }
-    Ok(())
+    match checked {
+        true => Ok(()),
+        false => Err(unsupported()),
+    }
 }
 
 #[cfg(test)]

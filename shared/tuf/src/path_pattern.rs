@@ -53,7 +53,9 @@ fn segment_matches(pattern: &str, segment: &str) -> bool {
             }
             (None, None) => return true,
             _ => {
-                let Some((after_star, from)) = last_star else { return false };
+                let Some((after_star, from)) = last_star else {
+                    return false;
+                };
                 let mut from = from.chars();
                 if from.next().is_none() {
                     return false;
@@ -91,7 +93,14 @@ mod tests {
 
     #[test]
     fn wildcards_do_not_cross_a_slash() {
-        for (pattern, name) in [("*", "a/b"), ("a*b", "a/b"), ("a?b", "a/b"), ("*/*", "a/b/c"), ("a/*", "a"), ("**", "a/b")] {
+        for (pattern, name) in [
+            ("*", "a/b"),
+            ("a*b", "a/b"),
+            ("a?b", "a/b"),
+            ("*/*", "a/b/c"),
+            ("a/*", "a"),
+            ("**", "a/b"),
+        ] {
             assert!(!matches(pattern, name), "{pattern} {name}");
         }
         assert!(matches("*/*", "a/b"));
@@ -153,8 +162,7 @@ mod tests {
         }
 
         #[test]
-        fn as_many_slashes_as_the_pattern_or_no_match(pattern in "[*?/]{0,12}", name in "[ab/]{1,12}") {
-            prop_assume!(TargetName::new(name.as_str()).is_ok());
+        fn as_many_slashes_as_the_pattern_or_no_match(pattern in "[*?/]{0,12}", name in "[ab]{1,3}(/[ab]{1,3}){0,4}") {
             let slashes = |text: &str| text.matches('/').count();
             prop_assert!(!matches(&pattern, &name) || slashes(&pattern) == slashes(&name));
         }

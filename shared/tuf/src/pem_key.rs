@@ -104,7 +104,10 @@ HGYSW6wrFqVhDgDQeW7hyPSOLdxZGqhOMVdGvGkBgRH7Hy2Hc0wbgRVNlA==
     fn white_space_makes_no_second_key() {
         let one_line = POINT.replace('\n', "");
         let other = key("ecdsa", "ecdsa-sha2-nistp256", &one_line).unwrap();
-        assert_eq!(key("ecdsa", "ecdsa-sha2-nistp256", POINT).unwrap().material(), other.material());
+        assert_eq!(
+            key("ecdsa", "ecdsa-sha2-nistp256", POINT).unwrap().material(),
+            other.material()
+        );
     }
 
     #[test]

@@ -123,6 +123,11 @@ impl<T: Metadata> Signed<T> {
         &self.signed
     }
 
+    /// Returns the metadata without its signatures, once they were counted.
+    pub(crate) fn into_unverified(self) -> T {
+        self.signed
+    }
+
     /// Returns the signatures, valid or not.
     pub fn signatures(&self) -> &[Signature] {
         &self.signatures

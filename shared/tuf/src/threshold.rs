@@ -36,10 +36,7 @@ impl KeySet {
     pub(crate) fn loses_key_in(&self, newer: &Self) -> bool {
         let material = |key: &PublicKey| Verifier::new(key).map(|key| key.material());
         let kept: HashSet<_> = newer.keys.values().filter_map(material).collect();
-        self.keys
-            .values()
-            .filter_map(material)
-            .any(|key| !kept.contains(&key))
+        self.keys.values().filter_map(material).any(|key| !kept.contains(&key))
     }
 }
 

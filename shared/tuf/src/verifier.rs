@@ -41,8 +41,9 @@ impl Verifier {
     pub(crate) fn is_signed(&self, message: &[u8], signature: &[u8]) -> bool {
         match self {
             // Strict: no small-order keys or components, so that one signature fits one key and one message.
-            Self::Ed25519(key) => Signature::from_slice(signature)
-                .is_ok_and(|signature| key.verify_strict(message, &signature).is_ok()),
+            Self::Ed25519(key) => {
+                Signature::from_slice(signature).is_ok_and(|signature| key.verify_strict(message, &signature).is_ok())
+            }
             #[cfg(feature = "conformance")]
             Self::Pem(key) => key.is_signed(message, signature),
         }
