@@ -12,6 +12,7 @@
 mod canonical_json;
 mod delegation;
 mod error;
+mod file_check;
 #[cfg(test)]
 mod fixtures;
 mod key;
@@ -37,6 +38,7 @@ pub use delegation::{
     DelegatedPaths, DelegatedRole, Delegations, RoleName, RoleNameError, SearchOrder, percent_encoded,
 };
 pub use error::Error;
+pub use file_check::FileCheck;
 pub use key::{KeyId, KeyVal, PublicKey};
 pub use limits::{Limits, MAX_JSON_DEPTH};
 pub use metadata::{

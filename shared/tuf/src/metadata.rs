@@ -11,10 +11,11 @@ use std::num::NonZeroU32;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256, Sha512};
+use sha2::{Digest, Sha256};
 
 use crate::delegation::{Delegations, RoleName};
 use crate::error::Error;
+use crate::file_check::FileCheck;
 use crate::key::{KeyId, PublicKey};
 use crate::target_name::TargetName;
 use crate::threshold::KeySet;
@@ -296,12 +297,19 @@ impl MetaFile {
 
     /// Checks length and digest of `bytes`, as far as they are given.
     pub(crate) fn check(&self, file: &str, bytes: &[u8]) -> Result<(), Error> {
-        if let Some(length) = self.length {
-            check_length(file, length, bytes)?;
-        }
-        match &self.hashes {
-            Some(hashes) => check_hashes(file, hashes, bytes),
-            None => Ok(()),
+        let check = |hashes| {
+            let mut check = FileCheck::new(file, self.length, hashes);
+            check.update(bytes);
+            check.finish()
+        };
+        match (&self.hashes, self.length) {
+            (Some(hashes), _) => check(hashes),
+            (None, Some(expected_bytes)) if expected_bytes != bytes.len() as u64 => Err(Error::Length {
+                file: file.to_owned(),
+                expected_bytes,
+                found_bytes: bytes.len() as u64,
+            }),
+            (None, _) => Ok(()),
         }
     }
 }
@@ -387,8 +395,14 @@ impl TargetFile {
     /// [`Error::Length`], [`Error::Hash`], or [`Error::HashUnsupported`] if there is no digest of a kind that we
     /// compute, or a malformed one.
     pub fn check(&self, name: &TargetName, bytes: &[u8]) -> Result<(), Error> {
-        check_length(name.as_str(), self.length, bytes)?;
-        check_hashes(name.as_str(), &self.hashes, bytes)
+        let mut check = self.begin_check(name);
+        check.update(bytes);
+        check.finish()
+    }
+
+    /// Begins the check of a target that is too large to hold; `name` is for the error.
+    pub fn begin_check<'a>(&'a self, name: &'a TargetName) -> FileCheck<'a> {
+        FileCheck::new(name.as_str(), Some(self.length), &self.hashes)
     }
 }
 
@@ -404,38 +418,6 @@ fn sha256_in(hashes: &BTreeMap<String, String>) -> Option<[u8; 32]> {
     let mut digest = [0; 32];
     hex::decode_to_slice(hashes.get("sha256")?, &mut digest).ok()?;
     Some(digest)
-}
-
-fn check_length(file: &str, expected_bytes: u64, bytes: &[u8]) -> Result<(), Error> {
-    let found_bytes = bytes.len() as u64;
-    if found_bytes != expected_bytes {
-        return Err(Error::Length {
-            file: file.to_owned(),
-            expected_bytes,
-            found_bytes,
-        });
-    }
-    Ok(())
-}
-
-fn check_hashes(file: &str, hashes: &BTreeMap<String, String>, bytes: &[u8]) -> Result<(), Error> {
-    let unsupported = || Error::HashUnsupported { file: file.to_owned() };
-    let mut checked = false;
-    for (algorithm, expected) in hashes {
-        let found = match algorithm.as_str() {
-            "sha256" => Sha256::digest(bytes).to_vec(),
-            "sha512" => Sha512::digest(bytes).to_vec(),
-            _ => continue,
-        };
-        if hex::decode(expected).map_err(|_| unsupported())? != found {
-            return Err(Error::Hash { file: file.to_owned() });
-        }
-        checked = true;
-    }
-    match checked {
-        true => Ok(()),
-        false => Err(unsupported()),
-    }
 }
 
 #[cfg(test)]

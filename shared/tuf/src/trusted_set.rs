@@ -8,11 +8,13 @@
 //! Invariants: a rejected file changes nothing, and no version falls below its floor unless a new root took the keys of
 //! timestamp or snapshot away.
 
+use crate::delegation::percent_encoded;
 use crate::error::Error;
 use crate::limits::Limits;
-use crate::metadata::{MetaFile, Metadata, Role, Root, Snapshot, Targets, Timestamp};
+use crate::metadata::{MetaFile, Metadata, Role, Root, Snapshot, TargetFile, Targets, Timestamp};
 use crate::signed::{Signed, Verified};
 use crate::stored::VersionFloors;
+use crate::target_name::TargetName;
 use crate::threshold::KeySet;
 use crate::time::UnixTime;
 
@@ -402,6 +404,29 @@ impl TrustedSet {
                 .length
                 .map_or(limit, |length| usize::try_from(length).unwrap_or(limit).min(limit)),
         }
+    }
+
+    /// Returns where the repository keeps the target `name`, relative to its folder of targets and percent-encoded. With
+    /// consistent snapshots the last segment begins with a digest (§6.2).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::HashUnsupported`] if the path needs a digest and there is no well-formed one of a kind that we compute.
+    pub fn target_path(&self, name: &TargetName, file: &TargetFile) -> Result<String, Error> {
+        let mut segments: Vec<String> = name.as_str().split('/').map(percent_encoded).collect();
+        if self.root.metadata().consistent_snapshot
+            && let Some(last) = segments.last_mut()
+        {
+            let digest = ["sha256", "sha512"]
+                .iter()
+                .find_map(|algorithm| file.hashes.get(*algorithm));
+            let digest = digest.filter(|digest| hex::decode(digest).is_ok());
+            let unsupported = || Error::HashUnsupported {
+                file: name.as_str().to_owned(),
+            };
+            *last = format!("{}.{last}", digest.ok_or_else(unsupported)?);
+        }
+        Ok(segments.join("/"))
     }
 
     /// The root, unless an older one took its place.

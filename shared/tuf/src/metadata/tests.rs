@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
+use sha2::Sha512;
 
 use super::*;
 use crate::canonical_json::tests::values;

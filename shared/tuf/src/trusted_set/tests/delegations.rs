@@ -2,10 +2,8 @@
 
 use super::*;
 use crate::delegation::{DelegatedPaths, Delegations, RoleName, SearchOrder};
-use crate::metadata::{Snapshot, TargetFile};
 use crate::path_pattern::PathPattern;
 use crate::search::{SearchStep, TargetSearch};
-use crate::target_name::TargetName;
 
 /// Keys of delegated roles in these tests.
 const CAMERA: u8 = 21;
