@@ -5,11 +5,14 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ring::signature::{ECDSA_P256_SHA256_ASN1, RSA_PSS_2048_8192_SHA256, UnparsedPublicKey, VerificationAlgorithm};
+use ring::signature::{
+    ECDSA_P256_SHA256_ASN1, RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA256, UnparsedPublicKey,
+    VerificationAlgorithm,
+};
 
 use crate::key::PublicKey;
 
-/// A public key of one of the schemes of TUF §4.2 that are not ed25519.
+/// A public key of a scheme that is not ed25519.
 pub(crate) struct PemKey {
     algorithm: &'static dyn VerificationAlgorithm,
     material: Vec<u8>,
@@ -21,6 +24,8 @@ impl PemKey {
         let algorithm: &'static dyn VerificationAlgorithm = match (key.keytype.as_str(), key.scheme.as_str()) {
             ("ecdsa" | "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp256") => &ECDSA_P256_SHA256_ASN1,
             ("rsa", "rsassa-pss-sha256") => &RSA_PSS_2048_8192_SHA256,
+            // Not in the specification, but the reference implementation makes such keys.
+            ("rsa", "rsa-pkcs1v15-sha256") => &RSA_PKCS1_2048_8192_SHA256,
             _ => return None,
         };
         let material = key_in_spki(&from_pem(&key.keyval.public)?)?.to_vec();

@@ -112,7 +112,8 @@ impl TargetSearch<'_> {
         })
     }
 
-    /// Takes the file of the role that [`TargetSearch::step`] asked for, from a cache or from the repository.
+    /// Takes the file of the role that [`TargetSearch::step`] asked for, from a cache or from the repository. Where no role is
+    /// needed, it changes nothing.
     ///
     /// # Errors
     ///
@@ -120,6 +121,7 @@ impl TargetSearch<'_> {
     /// version, cannot be parsed, is not signed by enough of the keys that the delegator names, or has expired. Or the chain
     /// of delegations is too long. The same role is still needed.
     pub fn offer(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.skip_visited();
         let Some(visit) = self.pending.last() else {
             return Ok(());
         };
@@ -131,6 +133,15 @@ impl TargetSearch<'_> {
         self.visited.extend(self.pending.pop().map(|visit| visit.role));
         self.go_on(look);
         Ok(())
+    }
+
+    /// §5.6.7.1: a role that was visited before is skipped, so that cycles end.
+    fn skip_visited(&mut self) {
+        while self
+            .pending
+            .pop_if(|visit| self.visited.contains(&visit.role))
+            .is_some()
+        {}
     }
 
     fn verified(&self, visit: &Visit, bytes: &[u8]) -> Result<Targets, Error> {
@@ -184,7 +195,10 @@ impl TargetSearch<'_> {
 
     fn go_on(&mut self, look: Look) {
         match look {
-            Look::Found(file) => self.found = Some(file),
+            Look::Found(file) => {
+                self.pending.clear();
+                self.found = Some(file);
+            }
             Look::Ask { visits, search } => {
                 // §5.6.7.2.1: nobody after a terminating role is asked, here or further up.
                 if search == SearchOrder::Terminate {

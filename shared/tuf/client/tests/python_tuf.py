@@ -65,7 +65,12 @@ class Repository:
 
 
 def write(folder, consistent, kind):
-    mixed = [CryptoSigner.generate_ecdsa, CryptoSigner.generate_rsa, CryptoSigner.generate_ed25519]
+    mixed = [
+        CryptoSigner.generate_ecdsa,
+        CryptoSigner.generate_rsa,
+        CryptoSigner.generate_ed25519,
+        lambda: CryptoSigner.generate_rsa(scheme="rsa-pkcs1v15-sha256"),
+    ]
     kinds = mixed if kind == "mixed" else [CryptoSigner.generate_ed25519]
     repository = Repository(folder, consistent == "consistent", kinds)
     signer = repository.signer
