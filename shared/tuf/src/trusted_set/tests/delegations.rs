@@ -396,6 +396,7 @@ fn attack_a_delegated_role_that_the_snapshot_hides() {
 #[test]
 fn attack_endless_delegated_file() {
     let tree = camera_tree();
+    tree.finds("camera/model", b"model", &["camera"]);
     let target = name("camera/model");
     let mut search = tree.set.search(&target, today()).unwrap();
     let endless = vec![b' '; tree.set.limits().targets_bytes + 1];
