@@ -128,14 +128,14 @@ pub enum Error {
         /// Length of the file.
         found_bytes: u64,
     },
-    /// A file does not have the SHA-256 digest that signed metadata gives.
-    #[error("{file} does not match its signed sha256 digest")]
+    /// A file does not have the digest that signed metadata gives.
+    #[error("{file} does not match its signed digest")]
     Hash {
         /// Name of the metadata file or target.
         file: String,
     },
-    /// Signed metadata gives hashes of a file, but no well-formed `sha256` among them.
-    #[error("{file} has no usable sha256 digest in signed metadata")]
+    /// Signed metadata gives hashes of a file, but no `sha256` or `sha512` among them, or a malformed one.
+    #[error("{file} has no usable digest in signed metadata")]
     HashUnsupported {
         /// Name of the metadata file or target.
         file: String,
@@ -153,6 +153,28 @@ pub enum Error {
     RoleRemoved {
         /// Name of the missing entry.
         file: String,
+    },
+    /// A file of a delegated role is refused.
+    #[error("delegated role {name:?} is refused")]
+    Delegated {
+        /// Name of the delegated role.
+        name: String,
+        /// The rule that was broken.
+        source: Box<Error>,
+    },
+    /// Too few distinct keys that the delegator names signed the metadata of a delegated role.
+    #[error("metadata is not signed by enough of the keys that role {delegator:?} names")]
+    DelegationThreshold {
+        /// Name of the role that delegates.
+        delegator: String,
+        /// The count.
+        source: ThresholdNotMet,
+    },
+    /// A search passed more roles, or a longer chain of them, than [`crate::Limits`] allows.
+    #[error("delegations go on beyond the limit of {limit}")]
+    TooManyDelegations {
+        /// The limit that was reached.
+        limit: usize,
     },
     /// A role was offered before the role that vouches for it.
     #[error("{role} metadata needs trusted {needs} metadata first")]
@@ -185,6 +207,9 @@ impl Error {
             Self::HashUnsupported { .. } => "hash_unsupported",
             Self::NotListed { .. } => "not_listed",
             Self::RoleRemoved { .. } => "role_removed",
+            Self::Delegated { source, .. } => source.code(),
+            Self::DelegationThreshold { .. } => "sig_threshold",
+            Self::TooManyDelegations { .. } => "too_many_delegations",
             Self::OutOfOrder { .. } => "out_of_order",
         }
     }

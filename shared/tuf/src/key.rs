@@ -6,7 +6,6 @@
 use std::borrow::Borrow;
 use std::fmt;
 
-use ed25519_dalek::VerifyingKey;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -62,7 +61,8 @@ pub struct PublicKey {
 /// The value of a public key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyVal {
-    /// For ed25519: 32 bytes in hexadecimal.
+    /// For ed25519: 32 bytes in hexadecimal. Empty if a key type that we do not know has no such member.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub public: String,
     /// Members that this crate does not know.
     #[serde(flatten)]
@@ -98,11 +98,6 @@ impl PublicKey {
         let mut bytes = [0; 32];
         hex::decode_to_slice(&self.keyval.public, &mut bytes).ok()?;
         Some(bytes)
-    }
-
-    /// Returns the key ready for use, if it is an ed25519 key and a point of the curve.
-    pub(crate) fn verifying_key(&self) -> Option<VerifyingKey> {
-        VerifyingKey::from_bytes(&self.ed25519_bytes()?).ok()
     }
 }
 

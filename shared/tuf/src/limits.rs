@@ -22,6 +22,10 @@ pub struct Limits {
     /// Root versions to walk in one update cycle; the caller stops here and goes on in the next cycle, so that an endless
     /// chain cannot keep a device busy.
     pub root_steps: usize,
+    /// Delegated roles to ask in one search: a wide graph cannot make a client fetch without end.
+    pub delegated_roles: usize,
+    /// Length of a chain of delegations. A chain that is longer says nothing that a shorter one could not.
+    pub delegation_depth: usize,
 }
 
 impl Default for Limits {
@@ -32,6 +36,8 @@ impl Default for Limits {
             snapshot_bytes: 64 * 1024,
             targets_bytes: 1024 * 1024,
             root_steps: 32,
+            delegated_roles: 32,
+            delegation_depth: 8,
         }
     }
 }

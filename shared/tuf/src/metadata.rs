@@ -13,7 +13,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use crate::delegation::{Delegations, RoleName};
 use crate::error::Error;
+use crate::file_check::FileCheck;
 use crate::key::{KeyId, PublicKey};
 use crate::target_name::TargetName;
 use crate::threshold::KeySet;
@@ -242,6 +244,20 @@ impl Snapshot {
     pub fn targets_meta(&self) -> Result<&MetaFile, Error> {
         listed(&self.meta, Role::Snapshot, Role::Targets)
     }
+
+    /// Returns what is said about a delegated role.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotListed`] if nothing is said.
+    pub fn delegated_meta(&self, role: &RoleName) -> Result<&MetaFile, Error> {
+        let file = role.listed_as();
+        let not_listed = |file| Error::NotListed {
+            role: Role::Snapshot,
+            file,
+        };
+        self.meta.get(&file).ok_or_else(|| not_listed(file))
+    }
 }
 
 fn listed(meta: &BTreeMap<String, MetaFile>, role: Role, file: Role) -> Result<&MetaFile, Error> {
@@ -260,7 +276,7 @@ pub struct MetaFile {
     /// Length in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length: Option<u64>,
-    /// Digests in hexadecimal by algorithm; `sha256` is the one that is checked.
+    /// Digests in hexadecimal by algorithm; every `sha256` and `sha512` is checked, and one of them must be there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hashes: Option<BTreeMap<String, String>>,
     /// Members that this crate does not know.
@@ -281,12 +297,19 @@ impl MetaFile {
 
     /// Checks length and digest of `bytes`, as far as they are given.
     pub(crate) fn check(&self, file: &str, bytes: &[u8]) -> Result<(), Error> {
-        if let Some(length) = self.length {
-            check_length(file, length, bytes)?;
-        }
-        match &self.hashes {
-            Some(hashes) => check_sha256(file, hashes, bytes),
-            None => Ok(()),
+        let check = |hashes| {
+            let mut check = FileCheck::new(file, self.length, hashes);
+            check.update(bytes);
+            check.finish()
+        };
+        match (&self.hashes, self.length) {
+            (Some(hashes), _) => check(hashes),
+            (None, Some(expected_bytes)) if expected_bytes != bytes.len() as u64 => Err(Error::Length {
+                file: file.to_owned(),
+                expected_bytes,
+                found_bytes: bytes.len() as u64,
+            }),
+            (None, _) => Ok(()),
         }
     }
 }
@@ -303,7 +326,10 @@ pub struct Targets {
     pub expires: UnixTime,
     /// Targets by name.
     pub targets: BTreeMap<TargetName, TargetFile>,
-    /// Members that this crate does not know, `delegations` among them.
+    /// Other roles that may sign for targets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegations: Option<Delegations>,
+    /// Members that this crate does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
@@ -325,7 +351,7 @@ impl Targets {
 pub struct TargetFile {
     /// Length in bytes.
     pub length: u64,
-    /// Digests in hexadecimal by algorithm; `sha256` is the one that is checked.
+    /// Digests in hexadecimal by algorithm; every `sha256` and `sha512` is checked, and one of them must be there.
     pub hashes: BTreeMap<String, String>,
     /// Whatever the publisher adds. Covered by the signature, opaque here; no floats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -366,10 +392,17 @@ impl TargetFile {
     ///
     /// # Errors
     ///
-    /// [`Error::Length`], [`Error::Hash`], or [`Error::HashUnsupported`] if there is no SHA-256 digest.
+    /// [`Error::Length`], [`Error::Hash`], or [`Error::HashUnsupported`] if there is no digest of a kind that we
+    /// compute, or a malformed one.
     pub fn check(&self, name: &TargetName, bytes: &[u8]) -> Result<(), Error> {
-        check_length(name.as_str(), self.length, bytes)?;
-        check_sha256(name.as_str(), &self.hashes, bytes)
+        let mut check = self.begin_check(name);
+        check.update(bytes);
+        check.finish()
+    }
+
+    /// Begins the check of a target that is too large to hold; `name` is for the error.
+    pub fn begin_check<'a>(&'a self, name: &'a TargetName) -> FileCheck<'a> {
+        FileCheck::new(name.as_str(), Some(self.length), &self.hashes)
     }
 }
 
@@ -385,26 +418,6 @@ fn sha256_in(hashes: &BTreeMap<String, String>) -> Option<[u8; 32]> {
     let mut digest = [0; 32];
     hex::decode_to_slice(hashes.get("sha256")?, &mut digest).ok()?;
     Some(digest)
-}
-
-fn check_length(file: &str, expected_bytes: u64, bytes: &[u8]) -> Result<(), Error> {
-    let found_bytes = bytes.len() as u64;
-    if found_bytes != expected_bytes {
-        return Err(Error::Length {
-            file: file.to_owned(),
-            expected_bytes,
-            found_bytes,
-        });
-    }
-    Ok(())
-}
-
-fn check_sha256(file: &str, hashes: &BTreeMap<String, String>, bytes: &[u8]) -> Result<(), Error> {
-    let expected = sha256_in(hashes).ok_or_else(|| Error::HashUnsupported { file: file.to_owned() })?;
-    if Sha256::digest(bytes).as_slice() != expected {
-        return Err(Error::Hash { file: file.to_owned() });
-    }
-    Ok(())
 }
 
 #[cfg(test)]

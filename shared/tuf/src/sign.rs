@@ -128,6 +128,7 @@ pub fn new_targets(version: u64, expires: UnixTime) -> Targets {
         version,
         expires,
         targets: BTreeMap::new(),
+        delegations: None,
         extra: Map::new(),
     }
 }

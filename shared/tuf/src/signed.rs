@@ -14,7 +14,7 @@ use crate::key::KeyId;
 use crate::limits::Limits;
 use crate::metadata::{Metadata, Role};
 use crate::strict_json::parse_strict_json;
-use crate::threshold::{KeySet, SignatureRef, verify_threshold};
+use crate::threshold::{KeySet, ThresholdNotMet, count_signatures};
 
 /// A parsed metadata file whose signatures nobody has checked.
 #[derive(Clone, Debug)]
@@ -123,6 +123,11 @@ impl<T: Metadata> Signed<T> {
         &self.signed
     }
 
+    /// Returns the metadata without its signatures, once they were counted.
+    pub(crate) fn into_unverified(self) -> T {
+        self.signed
+    }
+
     /// Returns the signatures, valid or not.
     pub fn signatures(&self) -> &[Signature] {
         &self.signatures
@@ -139,19 +144,20 @@ impl<T: Metadata> Signed<T> {
     ///
     /// [`Error::SignatureThreshold`].
     pub fn check(&self, keys: &KeySet, root_version: u64) -> Result<(), Error> {
-        let signatures = self.signatures.iter().filter_map(|signature| {
-            let mut bytes = [0; 64];
-            hex::decode_to_slice(&signature.sig, &mut bytes).ok()?;
-            Some(SignatureRef {
-                keyid: signature.keyid.as_str(),
-                bytes,
-            })
-        });
-        verify_threshold(keys, &self.canonical, signatures).map_err(|source| Error::SignatureThreshold {
+        self.count(keys).map_err(|source| Error::SignatureThreshold {
             role: T::ROLE,
             root_version,
             source,
         })
+    }
+
+    /// Checks the signatures against `keys`, whoever names them.
+    pub(crate) fn count(&self, keys: &KeySet) -> Result<(), ThresholdNotMet> {
+        let signatures = self.signatures.iter().filter_map(|signature| {
+            let bytes = hex::decode(&signature.sig).ok()?;
+            Some((signature.keyid.as_str(), bytes))
+        });
+        count_signatures(keys, &self.canonical, signatures)
     }
 
     /// Checks the signatures like [`Signed::check`] and returns the file as verified.

@@ -61,8 +61,9 @@ pub struct DroppedFile {
 impl TrustedSet {
     /// Takes up the state of an earlier run: `stored` files, and the `floors` that were kept apart from them.
     ///
-    /// Every file passes the same checks as when it came in, except that expiry does not matter here: an expired file
-    /// still says which versions are old. Files that fail are left out, their floors stay. If the root is older than its
+    /// Every file passes the same checks as when it came in, with two exceptions. Expiry does not matter here: an expired
+    /// file still says which versions are old. And snapshot and targets may be older than the file above them lists, as they
+    /// are when a cycle ended half-way: they bound the versions of their successors, and nothing is installed by them. Files that fail are left out, their floors stay. If the root is older than its
     /// floor (the stored one was lost, and this is the one of the device image), only [`TrustedSet::update_root`] is
     /// possible until the walk has reached the floor.
     ///
@@ -81,10 +82,10 @@ impl TrustedSet {
             note(Role::Timestamp, set.update_timestamp(bytes, Expiry::Ignore));
         }
         if let Some(bytes) = &stored.snapshot {
-            note(Role::Snapshot, set.update_snapshot(bytes, Expiry::Ignore));
+            note(Role::Snapshot, set.recall_snapshot(bytes, floors.snapshot));
         }
         if let Some(bytes) = &stored.targets {
-            note(Role::Targets, set.update_targets(bytes, Expiry::Ignore));
+            note(Role::Targets, set.recall_targets(bytes, floors.targets));
         }
         Ok(LoadedSet { set, dropped })
     }

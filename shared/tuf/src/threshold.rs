@@ -6,9 +6,8 @@
 use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroU32;
 
-use ed25519_dalek::Signature;
-
 use crate::key::{KeyId, PublicKey};
+use crate::verifier::Verifier;
 
 /// The keys that may sign for a role, and how many of them must.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,11 +34,9 @@ impl KeySet {
 
     /// Tells whether a usable key of this set is absent from `newer`.
     pub(crate) fn loses_key_in(&self, newer: &Self) -> bool {
-        let kept: HashSet<_> = newer.keys.values().filter_map(PublicKey::ed25519_bytes).collect();
-        self.keys
-            .values()
-            .filter_map(PublicKey::ed25519_bytes)
-            .any(|key| !kept.contains(&key))
+        let material = |key: &PublicKey| Verifier::new(key).map(|key| key.material());
+        let kept: HashSet<_> = newer.keys.values().filter_map(material).collect();
+        self.keys.values().filter_map(material).any(|key| !kept.contains(&key))
     }
 }
 
@@ -75,27 +72,32 @@ pub fn verify_threshold<'a>(
     message: &[u8],
     signatures: impl IntoIterator<Item = SignatureRef<'a>>,
 ) -> Result<(), ThresholdNotMet> {
+    let signatures = signatures
+        .into_iter()
+        .map(|signature| (signature.keyid, signature.bytes));
+    count_signatures(keys, message, signatures)
+}
+
+/// Does the work of [`verify_threshold`], for signatures of any length.
+pub(crate) fn count_signatures<'a, S: AsRef<[u8]>>(
+    keys: &KeySet,
+    message: &[u8],
+    signatures: impl Iterator<Item = (&'a str, S)>,
+) -> Result<(), ThresholdNotMet> {
     let needed = keys.threshold.get();
     let mut tried = HashSet::new();
     let mut counted = HashSet::new();
     let mut valid = 0;
-    for signature in signatures {
-        if !tried.insert(signature.keyid) {
+    for (keyid, signature) in signatures {
+        if !tried.insert(keyid) {
             continue;
         }
-        let Some(key) = keys.keys.get(signature.keyid).and_then(PublicKey::verifying_key) else {
+        let Some(key) = keys.keys.get(keyid).and_then(Verifier::new) else {
             continue;
         };
-        // Two ids may name one key: it still is one holder. The point is compared and not the bytes as written.
-        let material = key.to_edwards().compress().to_bytes();
-        if counted.contains(&material) {
-            continue;
-        }
-        // Strict: no small-order keys or components, so that one signature fits one key and one message.
-        if key
-            .verify_strict(message, &Signature::from_bytes(&signature.bytes))
-            .is_err()
-        {
+        // Two ids may name one key: it still is one holder.
+        let material = key.material();
+        if counted.contains(&material) || !key.is_signed(message, signature.as_ref()) {
             continue;
         }
         counted.insert(material);

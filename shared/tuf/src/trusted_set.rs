@@ -8,11 +8,13 @@
 //! Invariants: a rejected file changes nothing, and no version falls below its floor unless a new root took the keys of
 //! timestamp or snapshot away.
 
+use crate::delegation::percent_encoded;
 use crate::error::Error;
 use crate::limits::Limits;
-use crate::metadata::{MetaFile, Metadata, Role, Root, Snapshot, Targets, Timestamp};
+use crate::metadata::{MetaFile, Metadata, Role, Root, Snapshot, TargetFile, Targets, Timestamp};
 use crate::signed::{Signed, Verified};
 use crate::stored::VersionFloors;
+use crate::target_name::TargetName;
 use crate::threshold::KeySet;
 use crate::time::UnixTime;
 
@@ -57,7 +59,7 @@ pub struct Wanted {
 }
 
 impl Expiry {
-    fn check<T: Metadata>(self, metadata: &T) -> Result<(), Error> {
+    pub(crate) fn check<T: Metadata>(self, metadata: &T) -> Result<(), Error> {
         match self {
             Self::Enforce(now) if metadata.expires() <= now => Err(Error::Expired {
                 role: T::ROLE,
@@ -256,6 +258,39 @@ impl TrustedSet {
         Ok(Outcome::Updated)
     }
 
+    /// Takes back the snapshot of an earlier run, which may be older than the trusted timestamp lists, but not older than
+    /// `floor`. §5.5.5 measures its successor against it.
+    pub(crate) fn recall_snapshot(&mut self, bytes: &[u8], floor: u64) -> Result<Outcome, Error> {
+        let root = self.usable_root()?;
+        let old =
+            Signed::<Snapshot>::parse(bytes, &self.limits)?.verify(&root.keys_of(Role::Snapshot), root.version)?;
+        let version = old.metadata().version;
+        refuse_rollback(Role::Snapshot, floor, version)?;
+        if let Some(timestamp) = self.timestamp() {
+            let listed = timestamp.snapshot_meta()?;
+            if listed.version <= version {
+                refuse_other_version(Role::Snapshot, listed.version, version)?;
+                listed.check(Role::Snapshot.file_name(), bytes)?;
+            }
+        }
+        let targets_version = old.metadata().targets_meta()?.version;
+        refuse_rollback(Role::Targets, self.floors.targets, targets_version)?;
+        self.floors.snapshot = self.floors.snapshot.max(version);
+        self.floors.targets = targets_version;
+        self.snapshot = Some(old);
+        Ok(Outcome::Updated)
+    }
+
+    /// Takes back the targets of an earlier run, which may be older than the trusted snapshot lists, but not older than
+    /// `floor`. [`TrustedSet::fresh_targets`] asks again whether they are listed.
+    pub(crate) fn recall_targets(&mut self, bytes: &[u8], floor: u64) -> Result<Outcome, Error> {
+        let root = self.usable_root()?;
+        let old = Signed::<Targets>::parse(bytes, &self.limits)?.verify(&root.keys_of(Role::Targets), root.version)?;
+        refuse_rollback(Role::Targets, floor, old.metadata().version)?;
+        self.targets = Some(old);
+        Ok(Outcome::Updated)
+    }
+
     /// Returns the trusted root.
     pub fn root(&self) -> &Root {
         self.root.metadata()
@@ -353,19 +388,45 @@ impl TrustedSet {
         {
             return None;
         }
+        Some(self.wanted_file(role.file_name(), listed, self.limits.bytes_for(role)))
+    }
+
+    /// What to fetch for a file that is listed: its name has a version if the repository keeps old ones (§6.2).
+    pub(crate) fn wanted_file(&self, name: &str, listed: &MetaFile, limit: usize) -> Wanted {
         let file_name = match self.root.metadata().consistent_snapshot {
-            true => format!("{}.{}", listed.version, role.file_name()),
-            false => role.file_name().to_owned(),
+            true => format!("{}.{name}", listed.version),
+            false => name.to_owned(),
         };
-        let limit = self.limits.bytes_for(role);
-        let max_bytes = listed
-            .length
-            .map_or(limit, |length| usize::try_from(length).unwrap_or(limit).min(limit));
-        Some(Wanted {
+        Wanted {
             file_name,
             version: listed.version,
-            max_bytes,
-        })
+            max_bytes: listed
+                .length
+                .map_or(limit, |length| usize::try_from(length).unwrap_or(limit).min(limit)),
+        }
+    }
+
+    /// Returns where the repository keeps the target `name`, relative to its folder of targets and percent-encoded. With
+    /// consistent snapshots the last segment begins with a digest (§6.2).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::HashUnsupported`] if the path needs a digest and there is no well-formed one of a kind that we compute.
+    pub fn target_path(&self, name: &TargetName, file: &TargetFile) -> Result<String, Error> {
+        let mut segments: Vec<String> = name.as_str().split('/').map(percent_encoded).collect();
+        if self.root.metadata().consistent_snapshot
+            && let Some(last) = segments.last_mut()
+        {
+            let digest = ["sha256", "sha512"]
+                .iter()
+                .find_map(|algorithm| file.hashes.get(*algorithm));
+            let digest = digest.filter(|digest| hex::decode(digest).is_ok());
+            let unsupported = || Error::HashUnsupported {
+                file: name.as_str().to_owned(),
+            };
+            *last = format!("{}.{last}", digest.ok_or_else(unsupported)?);
+        }
+        Ok(segments.join("/"))
     }
 
     /// The root, unless an older one took its place.
@@ -381,7 +442,7 @@ impl TrustedSet {
     }
 
     /// The snapshot, if the chain from root down to it holds.
-    fn current_snapshot(&self, expiry: Expiry) -> Result<&Snapshot, Error> {
+    pub(crate) fn current_snapshot(&self, expiry: Expiry) -> Result<&Snapshot, Error> {
         expiry.check(self.usable_root()?)?;
         let needs = |needs| Error::OutOfOrder {
             role: Role::Targets,
@@ -407,7 +468,7 @@ fn drop_unless_signed<T: Metadata>(trusted: &mut Option<Verified<T>>, root: &Roo
     });
 }
 
-fn refuse_too_large(role: Role, bytes: &[u8], limits: &Limits) -> Result<(), Error> {
+pub(crate) fn refuse_too_large(role: Role, bytes: &[u8], limits: &Limits) -> Result<(), Error> {
     let (size_bytes, limit_bytes) = (bytes.len(), limits.bytes_for(role));
     if size_bytes > limit_bytes {
         return Err(Error::TooLarge {
@@ -426,7 +487,7 @@ fn refuse_rollback(role: Role, trusted: u64, found: u64) -> Result<(), Error> {
     Ok(())
 }
 
-fn refuse_other_version(role: Role, listed: u64, found: u64) -> Result<(), Error> {
+pub(crate) fn refuse_other_version(role: Role, listed: u64, found: u64) -> Result<(), Error> {
     if found != listed {
         return Err(Error::MixAndMatch { role, listed, found });
     }

@@ -3,11 +3,14 @@
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
+use sha2::Sha512;
 
 use super::*;
 use crate::canonical_json::tests::values;
+use crate::delegation::{DelegatedPaths, SearchOrder};
 use crate::fixtures::{key, key_set};
 use crate::limits::Limits;
+use crate::path_pattern::PathPattern;
 use crate::sign::{
     NewRoot, SigningKey, add_signature, new_root, new_snapshot, new_targets, new_timestamp, sign_metadata,
 };
@@ -67,6 +70,24 @@ fn roots() -> impl Strategy<Value = Root> {
     })
 }
 
+fn delegations() -> impl Strategy<Value = Delegations> {
+    let paths = prop_oneof![
+        prop::collection::vec("[a-z*?/]{0,8}".prop_map(PathPattern::new), 0..3).prop_map(DelegatedPaths::Patterns),
+        prop::collection::vec("[0-9a-f]{0,4}", 0..3).prop_map(DelegatedPaths::HashPrefixes),
+    ];
+    let search = prop_oneof![Just(SearchOrder::Continue), Just(SearchOrder::Terminate)];
+    let role = ("[a-z/?#é]{1,8}", key_sets(), paths, search, extra());
+    (prop::collection::vec(role, 0..4), extra()).prop_map(|(roles, more)| {
+        let mut delegations = Delegations::default();
+        for (name, keys, paths, search, extra) in roles {
+            delegations.delegate(RoleName::new(format!("x{name}")).unwrap(), keys, paths, search);
+            delegations.roles.last_mut().unwrap().extra = extra;
+        }
+        delegations.extra = more;
+        delegations
+    })
+}
+
 fn targets() -> impl Strategy<Value = Targets> {
     let file = (
         "[a-z]{1,9}(/[a-z]{1,9})?",
@@ -75,19 +96,27 @@ fn targets() -> impl Strategy<Value = Targets> {
         prop::option::of(extra()),
         extra(),
     );
-    (1u64.., times(), prop::collection::vec(file, 0..4), extra()).prop_map(|(version, expires, files, extra)| {
-        let mut targets = new_targets(version, expires);
-        targets.extra = extra;
-        for (name, length, digest, custom, extra) in files {
-            let file = TargetFile {
-                custom,
-                extra,
-                ..TargetFile::from_sha256(length, &digest)
-            };
-            targets.add_target(TargetName::new(name).unwrap(), file);
-        }
-        targets
-    })
+    (
+        1u64..,
+        times(),
+        prop::collection::vec(file, 0..4),
+        prop::option::of(delegations()),
+        extra(),
+    )
+        .prop_map(|(version, expires, files, delegations, extra)| {
+            let mut targets = new_targets(version, expires);
+            targets.delegations = delegations;
+            targets.extra = extra;
+            for (name, length, digest, custom, extra) in files {
+                let file = TargetFile {
+                    custom,
+                    extra,
+                    ..TargetFile::from_sha256(length, &digest)
+                };
+                targets.add_target(TargetName::new(name).unwrap(), file);
+            }
+            targets
+        })
 }
 
 fn snapshots() -> impl Strategy<Value = Snapshot> {
@@ -176,6 +205,36 @@ fn what_a_device_would_refuse_is_not_signed() {
     let mut other_spec = new_targets(1, day);
     other_spec.spec_version = "2.0.0".to_owned();
     assert_eq!(sign_metadata(&other_spec, unsigned).unwrap_err().code(), "spec_version");
+}
+
+#[test]
+fn every_digest_that_we_compute_must_match_and_one_must_be_there() {
+    let name = TargetName::new("model").unwrap();
+    let check = |hashes: &[(&str, String)]| {
+        let mut file = TargetFile::describe(b"model");
+        file.hashes = hashes
+            .iter()
+            .map(|(algorithm, digest)| ((*algorithm).to_owned(), digest.clone()))
+            .collect();
+        file.check(&name, b"model").map_err(|error| error.code())
+    };
+    let (sha256, sha512) = (
+        hex::encode(Sha256::digest("model")),
+        hex::encode(Sha512::digest("model")),
+    );
+    assert_eq!(check(&[("sha256", sha256.clone())]), Ok(()));
+    assert_eq!(check(&[("sha512", sha512.clone())]), Ok(()));
+    assert_eq!(check(&[("blake3", String::new()), ("sha256", sha256.clone())]), Ok(()));
+    assert_eq!(
+        check(&[("sha256", sha256.clone()), ("sha512", sha256.clone())]),
+        Err("hash")
+    );
+    assert_eq!(
+        check(&[("sha256", "zz".to_owned()), ("sha512", sha512)]),
+        Err("hash_unsupported")
+    );
+    assert_eq!(check(&[("blake3", sha256)]), Err("hash_unsupported"));
+    assert_eq!(check(&[]), Err("hash_unsupported"));
 }
 
 #[test]

@@ -165,6 +165,31 @@ fn a_past_rotation_walked_again_lowers_no_floor() {
     });
 }
 
+/// Without floors kept apart, a cycle that ended between timestamp and snapshot must not hide the snapshot that is older.
+#[test]
+fn attack_older_targets_after_a_cycle_that_ended_half_way() {
+    let mut set = trusting(&Versions::all(5).release());
+    let next = |targets| {
+        Versions {
+            targets,
+            ..Versions::all(6)
+        }
+        .release()
+    };
+    set.update_timestamp(&next(6).timestamp, today()).unwrap();
+    update(&mut load(&store(&set), VersionFloors::default()).set, &next(6)).unwrap();
+
+    let older = next(4);
+    let mut set = trusting(&Versions::all(5).release());
+    set.update_timestamp(&older.timestamp, today()).unwrap();
+    let mut loaded = load(&store(&set), VersionFloors::default()).set;
+    assert_eq!(loaded, set);
+    refused(&mut loaded, "rollback", |set| {
+        set.update_snapshot(&older.snapshot, today())
+    });
+    assert_eq!(loaded.fresh_targets(today()).unwrap_err().code(), "mix_and_match");
+}
+
 /// One write of a part of a trusted set to the files and the floors on disk.
 type Write = fn(&mut (StoredMetadata, VersionFloors), &TrustedSet);
 

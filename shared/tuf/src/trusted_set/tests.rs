@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::wildcard_imports)]
 
+mod delegations;
 mod format;
 mod key_rotation;
 mod normal_operation;

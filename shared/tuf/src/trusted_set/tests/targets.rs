@@ -88,3 +88,26 @@ fn a_target_name_that_leaves_its_folder_is_refused() {
         });
     }
 }
+
+#[test]
+fn a_target_lies_under_its_digest_if_snapshots_are_consistent() {
+    let name = TargetName::new("a b/c#.onnx").unwrap();
+    let file = TargetFile::describe(b"model");
+    let digest = &file.hashes["sha256"];
+    let consistent = fresh();
+    assert_eq!(
+        consistent.target_path(&name, &file).unwrap(),
+        format!("a%20b/{digest}.c%23.onnx")
+    );
+    let mut metadata = root_metadata(1, |_| {});
+    metadata.consistent_snapshot = false;
+    let plain = TrustedSet::new(&sign(&metadata, &[ROOT])).unwrap();
+    assert_eq!(plain.target_path(&name, &file).unwrap(), "a%20b/c%23.onnx");
+
+    let mut traversal = file.clone();
+    traversal.hashes.insert("sha256".to_owned(), "../../x".to_owned());
+    assert_eq!(
+        consistent.target_path(&name, &traversal).unwrap_err().code(),
+        "hash_unsupported"
+    );
+}
