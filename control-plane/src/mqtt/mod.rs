@@ -3,24 +3,36 @@
 //! It calls into the domains and knows nothing that they do not tell it. Invariant: a message that cannot be handled is
 //! counted and dropped, never the connection.
 
+mod hooks;
+mod outbox;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
 use std::{sync::Arc, time::Duration};
 
-use rumqttc::{AsyncClient, Event, EventLoop, Incoming, MqttOptions, NetworkOptions, Publish, QoS};
-use skerry_broker::{Access, Authentication, Connect, Hooks, Identity, Refusal};
+use rumqttc::{
+    AsyncClient, Event, EventLoop, Incoming, MqttOptions, NetworkOptions, Publish, QoS, Request, Subscribe,
+    SubscribeReasonCode,
+};
 use skerry_shared::{
     desired::{Ack, Desired, Reported, Status},
-    digest::Digest,
     id::DeviceId,
     schema::{Envelope, SchemaVersion},
     topic::{Channel, Topic},
     transfer::Want,
 };
-use tokio::{sync::mpsc, task::JoinSet, time::MissedTickBehavior};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::MissedTickBehavior,
+};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::hooks::BrokerHooks;
+use self::outbox::{ConnectionId, Message as Outgoing, Outbox};
 use crate::{
     app::{App, Change, log_db, now_ms},
-    db::Db,
     devices::{self, store},
     telemetry::{
         Message,
@@ -36,6 +48,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// A dead peer is noticed by rumqttc after two keep-alives at the latest; a poll that takes longer hangs.
 const POLL_TIMEOUT: Duration = Duration::from_secs(75);
 const PACKET_BYTES: usize = 256 * 1024;
+/// Requests that may wait for the connection. Above it whoever publishes waits.
+const REQUESTS: usize = 256;
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// Messages that may wait for their handler. Above it they are dropped: devices repeat what matters.
 const QUEUE: usize = 4096;
@@ -52,100 +67,62 @@ pub(crate) struct Connection {
     pub(crate) password: String,
 }
 
-/// The embedded broker's rules: a device uses its own topics, the control plane all of ours.
-pub(crate) struct BrokerHooks {
-    db: Db,
-    own_password: Digest,
-}
-
-impl BrokerHooks {
-    pub(crate) fn new(db: Db, own_password: Digest) -> BrokerHooks {
-        BrokerHooks { db, own_password }
-    }
-
-    async fn identify(&self, connect: Connect<'_>) -> Result<Identity, Refusal> {
-        let (Some(user), Some(password)) = (connect.user_name, connect.password) else {
-            return Err(Refusal::NotAuthorized);
-        };
-        if user != connect.client_id {
-            return Err(Refusal::NotAuthorized);
-        }
-        let got = Digest::of(password);
-        if user == CONTROL_PLANE {
-            let same = got == self.own_password;
-            return if same {
-                Ok(Identity::new(user))
-            } else {
-                Err(Refusal::NotAuthorized)
-            };
-        }
-        let device: DeviceId = user.parse().map_err(|_| Refusal::NotAuthorized)?;
-        let id = device.clone();
-        // Both sides are digests of high-entropy secrets: a comparison that stops early tells nothing.
-        match self.db.read(move |conn| store::secret_hash(conn, &id)).await {
-            Ok(Some(hash)) if hash == *got.as_bytes() => Ok(Identity::new(user)),
-            Ok(_) => Err(Refusal::NotAuthorized),
-            Err(_) => Err(Refusal::Unavailable),
-        }
-    }
-}
-
-impl Hooks for BrokerHooks {
-    fn authenticate<'a>(&'a self, connect: Connect<'a>) -> Authentication<'a> {
-        Box::pin(self.identify(connect))
-    }
-
-    fn authorize(&self, identity: &Identity, access: Access, topic: &str) -> bool {
-        if identity.as_str() == CONTROL_PLANE {
-            return topic.starts_with("skerry/v1/");
-        }
-        match (topic.parse::<Topic>(), access) {
-            (Ok(Topic::Device(device, channel)), access) => {
-                device.as_str() == identity.as_str() && channel.is_up() == (access == Access::Publish)
-            }
-            (Ok(Topic::Shared(_)), access) => access == Access::Subscribe,
-            (Err(_), _) => false,
-        }
-    }
-}
-
 /// Starts the tasks of the edge.
 pub(crate) fn spawn(tasks: &mut JoinSet<()>, app: &Arc<App>, connection: Connection, shutdown: &CancellationToken) {
+    let (client, events) = client(connection);
+    spawn_around(tasks, app, client, events, shutdown);
+}
+
+fn client(connection: Connection) -> (AsyncClient, EventLoop) {
     let mut options = MqttOptions::new(CONTROL_PLANE, connection.host, connection.port);
     options.set_credentials(connection.username, connection.password);
     options.set_keep_alive(KEEP_ALIVE);
     options.set_max_packet_size(PACKET_BYTES, PACKET_BYTES);
     options.set_clean_session(true);
-    let (client, mut events) = AsyncClient::new(options, 256);
+    let (client, mut events) = AsyncClient::new(options, REQUESTS);
     let mut network = NetworkOptions::new();
     // An acknowledgement must not wait for the packet before it to be acknowledged by TCP: up to 40 ms.
     network.set_tcp_nodelay(true);
     events.set_network_options(network);
+    (client, events)
+}
+
+fn spawn_around(
+    tasks: &mut JoinSet<()>,
+    app: &Arc<App>,
+    client: AsyncClient,
+    events: EventLoop,
+    shutdown: &CancellationToken,
+) {
+    let (connection, watched) = watch::channel(None);
+    let outbox = Outbox::new(client, watched);
     let (state, states) = mpsc::channel(QUEUE);
     let (want, wants) = mpsc::channel(QUEUE);
     let (telemetry, frames) = mpsc::channel(TELEMETRY_QUEUE);
-    tasks.spawn(poll(
-        Arc::clone(app),
-        client.clone(),
-        events,
-        Queues { state, want, telemetry },
-        shutdown.clone(),
-    ));
+    let queues = Queues { state, want, telemetry };
+    tasks.spawn(poll(Arc::clone(app), events, connection, queues, shutdown.clone()));
     tasks.spawn(handle_states(Arc::clone(app), states));
-    tasks.spawn(handle_wants(Arc::clone(app), client.clone(), wants));
-    tasks.spawn(handle_telemetry(Arc::clone(app), client.clone(), frames));
-    tasks.spawn(publish_desired(Arc::clone(app), client, shutdown.clone()));
+    tasks.spawn(handle_wants(Arc::clone(app), outbox.clone(), wants));
+    tasks.spawn(handle_telemetry(Arc::clone(app), outbox.clone(), frames));
+    tasks.spawn(publish_desired(Arc::clone(app), outbox, shutdown.clone()));
 }
 
 /// One queue per kind of handler, so that a slow one does not hold up the others.
 struct Queues {
     state: mpsc::Sender<(DeviceId, Channel, Publish)>,
-    want: mpsc::Sender<(DeviceId, Publish)>,
+    want: mpsc::Sender<(ConnectionId, DeviceId, Publish)>,
     telemetry: mpsc::Sender<Message>,
 }
 
-async fn poll(app: Arc<App>, client: AsyncClient, mut events: EventLoop, queues: Queues, shutdown: CancellationToken) {
-    let mut backoff = Duration::from_millis(100);
+async fn poll(
+    app: Arc<App>,
+    mut events: EventLoop,
+    connection: watch::Sender<Option<ConnectionId>>,
+    queues: Queues,
+    shutdown: CancellationToken,
+) {
+    let mut backoff = BACKOFF_MIN;
+    let mut id = ConnectionId::default();
     loop {
         let event = tokio::select! {
             event = tokio::time::timeout(POLL_TIMEOUT, events.poll()) => event,
@@ -153,23 +130,34 @@ async fn poll(app: Arc<App>, client: AsyncClient, mut events: EventLoop, queues:
         };
         match event {
             Ok(Ok(Event::Incoming(Incoming::ConnAck(_)))) => {
-                backoff = Duration::from_millis(100);
+                backoff = BACKOFF_MIN;
                 tracing::info!("connected to the MQTT broker");
-                // The session is clean: subscribe again, and say again what devices should run.
+                // The session is clean: subscribe again, and say again what devices should run. Not through the client:
+                // its queue may be full of what an outage has left, and `pending` goes before it.
                 for channel in [Channel::Reported, Channel::Status, Channel::Want, Channel::Telemetry] {
-                    if let Err(error) = client.try_subscribe(channel.of_all_devices(), QoS::AtLeastOnce) {
-                        tracing::error!(%error, "cannot subscribe");
-                    }
+                    let subscribe = Subscribe::new(channel.of_all_devices(), QoS::AtLeastOnce);
+                    events.pending.push_back(Request::Subscribe(subscribe));
                 }
+                // A publish that collided with a packet id of the old session would hold up this one for ever.
+                events.state.collision = None;
+                id = id.next();
+                // Before the mark: whatever is published over an older connection must not be noted after it.
+                connection.send_replace(Some(id));
                 log_db(
                     app.core.write(store::mark_all_unpublished).await,
                     "mark desired states unpublished",
                 );
                 app.desired_changed.notify_one();
             }
-            Ok(Ok(Event::Incoming(Incoming::Publish(publish)))) => queue(&queues, publish),
+            Ok(Ok(Event::Incoming(Incoming::Publish(publish)))) => queue(&queues, id, publish),
+            Ok(Ok(Event::Incoming(Incoming::SubAck(ack)))) => {
+                if ack.return_codes.contains(&SubscribeReasonCode::Failure) {
+                    tracing::error!("the MQTT broker refuses a subscription: devices are not heard");
+                }
+            }
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
+                connection.send_replace(None);
                 tracing::warn!(%error, "the MQTT broker cannot be reached");
                 let jitter = f64::from(rand_byte()) / 512.0 + 0.5;
                 tokio::select! {
@@ -179,6 +167,7 @@ async fn poll(app: Arc<App>, client: AsyncClient, mut events: EventLoop, queues:
                 backoff = (backoff * 2).min(BACKOFF_MAX);
             }
             Err(_) => {
+                connection.send_replace(None);
                 tracing::warn!("the MQTT connection hangs, starting a new one");
                 events.clean();
             }
@@ -193,12 +182,12 @@ fn rand_byte() -> u8 {
     byte[0]
 }
 
-fn queue(queues: &Queues, publish: Publish) {
+fn queue(queues: &Queues, connection: ConnectionId, publish: Publish) {
     let Ok(Topic::Device(device, channel)) = publish.topic.parse::<Topic>() else {
         return;
     };
     let full = match channel {
-        Channel::Want => queues.want.try_send((device, publish)).is_err(),
+        Channel::Want => queues.want.try_send((connection, device, publish)).is_err(),
         Channel::Telemetry => {
             let payload = publish.payload;
             queues.telemetry.try_send(Message { device, payload }).is_err()
@@ -240,8 +229,12 @@ fn malformed(device: &DeviceId, error: &dyn std::fmt::Display) {
     tracing::warn!(device.id = %device, %error, "a device sent a message that does not parse");
 }
 
-async fn handle_wants(app: Arc<App>, client: AsyncClient, mut wants: mpsc::Receiver<(DeviceId, Publish)>) {
-    while let Some((device, publish)) = wants.recv().await {
+async fn handle_wants(app: Arc<App>, mut outbox: Outbox, mut wants: mpsc::Receiver<(ConnectionId, DeviceId, Publish)>) {
+    while let Some((connection, device, publish)) = wants.recv().await {
+        // The device asks again over the next connection.
+        if outbox.connection() != Some(connection) {
+            continue;
+        }
         let want = match Want::from_json(&publish.payload) {
             Ok(want) => want,
             Err(error) => {
@@ -256,22 +249,23 @@ async fn handle_wants(app: Arc<App>, client: AsyncClient, mut wants: mpsc::Recei
                 continue;
             }
         };
-        let topic = Topic::Device(device, Channel::Chunk).to_string();
-        for message in messages {
-            // Waits while the connection is down or slow: the window of each device bounds what can wait here.
-            if client
-                .publish(topic.as_str(), QoS::AtMostOnce, false, message)
-                .await
-                .is_err()
-            {
-                return;
+        for payload in messages {
+            let message = Outgoing {
+                topic: Topic::Device(device.clone(), Channel::Chunk),
+                qos: QoS::AtMostOnce,
+                retain: false,
+                payload,
+            };
+            // Waits while the connection is slow: the window of each device bounds what can wait here.
+            if outbox.publish(connection, message).await.is_err() {
+                break;
             }
         }
     }
 }
 
 /// Takes in what has queued up, and acknowledges it after the commit. Old telemetry is deleted in between, step by step.
-async fn handle_telemetry(app: Arc<App>, client: AsyncClient, mut frames: mpsc::Receiver<Message>) {
+async fn handle_telemetry(app: Arc<App>, mut outbox: Outbox, mut frames: mpsc::Receiver<Message>) {
     let mut ingest = Ingest::new(app.telemetry.clone());
     let mut expiry = tokio::time::interval(EXPIRE_EVERY);
     expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -299,31 +293,38 @@ async fn handle_telemetry(app: Arc<App>, client: AsyncClient, mut frames: mpsc::
                 continue;
             }
         };
+        // Without a connection they are lost: the devices send the frames again, and are told then.
         for acked in acks {
-            let topic = Topic::Device(acked.device, Channel::Ack).to_string();
+            let Some(connection) = outbox.connection() else { break };
             let ack = Ack {
                 schema: SchemaVersion::CURRENT,
                 frames: acked.frames,
             };
-            if client
-                .publish(topic, QoS::AtLeastOnce, false, ack.to_json())
-                .await
-                .is_err()
-            {
-                return;
+            let message = Outgoing {
+                topic: Topic::Device(acked.device, Channel::Ack),
+                qos: QoS::AtLeastOnce,
+                retain: false,
+                payload: ack.to_json(),
+            };
+            if outbox.publish(connection, message).await.is_err() {
+                break;
             }
         }
         app.changes.send(Change::Telemetry);
     }
 }
 
-/// Publishes every desired state that is newer than the published one, whenever it is woken.
-async fn publish_desired(app: Arc<App>, client: AsyncClient, shutdown: CancellationToken) {
+/// Publishes every desired state that is newer than the published one, whenever it is woken. While there is no connection
+/// nothing is published: the next one wakes it.
+async fn publish_desired(app: Arc<App>, mut outbox: Outbox, shutdown: CancellationToken) {
     loop {
         tokio::select! {
             () = app.desired_changed.notified() => {}
             () = shutdown.cancelled() => return,
         }
+        let Some(connection) = outbox.connection() else {
+            continue;
+        };
         let unpublished = match app.core.read(store::unpublished).await {
             Ok(unpublished) => unpublished,
             Err(error) => {
@@ -339,18 +340,25 @@ async fn publish_desired(app: Arc<App>, client: AsyncClient, shutdown: Cancellat
                 issued_at_ms: now_ms(),
                 bundles: device.desired,
             };
-            let topic = Topic::Device(device.id.clone(), Channel::Desired).to_string();
-            let signed = app.keys.sign_desired(&desired);
-            if client.publish(topic, QoS::AtLeastOnce, true, signed).await.is_err() {
-                return;
+            let message = Outgoing {
+                topic: Topic::Device(device.id.clone(), Channel::Desired),
+                qos: QoS::AtLeastOnce,
+                retain: true,
+                payload: app.keys.sign_desired(&desired),
+            };
+            if outbox.publish(connection, message).await.is_err() {
+                break;
             }
             let (id, generation) = (device.id.clone(), device.generation);
-            log_db(
-                app.core
-                    .write(move |conn| store::mark_published(conn, &id, generation))
-                    .await,
-                "mark published",
-            );
+            let watched = outbox.clone();
+            let mark = move |conn: &_| {
+                // Decided on the writer's thread, after which the mark of a newer connection comes, or before which it came.
+                match watched.connection() == Some(connection) {
+                    true => store::mark_published(conn, &id, generation),
+                    false => Ok(()),
+                }
+            };
+            log_db(app.core.write(mark).await, "mark published");
             app.changes.send(Change::Device(device.id));
         }
     }

@@ -1,0 +1,161 @@
+//! The edge against a real broker.
+
+use std::net::SocketAddr;
+
+use rumqttc::LastWill;
+use skerry_broker::{Broker, BrokerConfig, Limits};
+use skerry_shared::digest::Digest;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::*;
+use crate::{config::Mqtt, db::DbError, devices::Device, test_server::TestServer};
+
+const PASSWORD: &str = "the control plane's";
+
+/// A port where nobody listens.
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// A control plane that looks for its broker at a port.
+async fn server(port: u16) -> TestServer {
+    let mqtt = Mqtt::External {
+        host: "127.0.0.1".to_owned(),
+        port,
+        username: CONTROL_PLANE.to_owned(),
+        password: PASSWORD.to_owned(),
+    };
+    TestServer::start_with(mqtt).await
+}
+
+async fn broker(app: &App, port: u16) -> Broker {
+    let config = BrokerConfig {
+        bind: SocketAddr::from(([127, 0, 0, 1], port)),
+        storage: None,
+        limits: Limits::default(),
+    };
+    let hooks = BrokerHooks::new(app.core.clone(), Digest::of(PASSWORD.as_bytes()));
+    Broker::start(config, Arc::new(hooks)).await.unwrap()
+}
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    let limit = Duration::from_secs(20);
+    tokio::time::timeout(limit, future).await.expect("nothing came in time")
+}
+
+/// Waits until the device is as it should be: looks whenever something has changed.
+async fn until(app: &App, id: &str, is: impl Fn(&Device) -> bool) -> Device {
+    let id = id.parse().unwrap();
+    let mut changes = app.changes.subscribe();
+    let wait = async {
+        loop {
+            let device = devices::get(&app.core, &id).await.unwrap();
+            if is(&device) {
+                return device;
+            }
+            assert_ne!(changes.recv().await, Err(RecvError::Closed));
+        }
+    };
+    soon(wait).await
+}
+
+/// An agent's connection, without the agent.
+struct Link {
+    id: DeviceId,
+    requests: AsyncClient,
+    events: EventLoop,
+}
+
+impl Link {
+    async fn connect(address: SocketAddr, id: &str) -> Link {
+        let id: DeviceId = id.parse().unwrap();
+        let mut options = MqttOptions::new(id.as_str(), address.ip().to_string(), address.port());
+        options.set_credentials(id.as_str(), "password");
+        let will = Topic::Device(id.clone(), Channel::Status).to_string();
+        options.set_last_will(LastWill::new(will, status(false), QoS::AtLeastOnce, true));
+        let (requests, mut events) = AsyncClient::new(options, 16);
+        while !matches!(
+            soon(events.poll()).await.unwrap(),
+            Event::Incoming(Incoming::ConnAck(_))
+        ) {}
+        Link { id, requests, events }
+    }
+
+    /// Publishes, and waits for the broker's word.
+    async fn publish(&mut self, channel: Channel, retain: bool, payload: Vec<u8>) {
+        let topic = Topic::Device(self.id.clone(), channel).to_string();
+        self.requests
+            .publish(topic, QoS::AtLeastOnce, retain, payload)
+            .await
+            .unwrap();
+        while !matches!(
+            soon(self.events.poll()).await.unwrap(),
+            Event::Incoming(Incoming::PubAck(_))
+        ) {}
+    }
+}
+
+fn status(online: bool) -> Vec<u8> {
+    let status = Status {
+        schema: SchemaVersion::CURRENT,
+        boot_id: "00000000000000000000000000000001".parse().unwrap(),
+        online,
+    };
+    status.to_json()
+}
+
+#[tokio::test]
+async fn requests_of_an_outage_do_not_keep_the_subscriptions_out() {
+    let server = server(free_port()).await;
+    server.enroll("d-1", &[]).await;
+    let app = server.server.app();
+    let port = free_port();
+    let (client, events) = client(Connection {
+        host: "127.0.0.1".to_owned(),
+        port,
+        username: CONTROL_PLANE.to_owned(),
+        password: PASSWORD.to_owned(),
+    });
+    while client
+        .try_publish("skerry/v1/d/d-1/chunk", QoS::AtMostOnce, false, "old")
+        .is_ok()
+    {}
+    let (mut tasks, shutdown) = (JoinSet::new(), CancellationToken::new());
+    spawn_around(&mut tasks, app, client, events, &shutdown);
+    let broker = broker(app, port).await;
+    let mut link = Link::connect(broker.local_addr(), "d-1").await;
+    link.publish(Channel::Status, true, status(true)).await;
+    until(app, "d-1", |device| device.connected).await;
+}
+
+#[tokio::test]
+async fn a_control_plane_that_finds_its_broker_late_says_all_and_hears_all() {
+    let port = free_port();
+    let server = server(port).await;
+    let app = server.server.app();
+    server.enroll("d-1", &[]).await;
+    let more = REQUESTS + 50;
+    let insert = move |conn: &rusqlite::Connection| -> Result<(), DbError> {
+        conn.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+             INSERT INTO devices (id, labels, platform, agent_version, public_key, secret_hash, enrolled_at_ms, generation)
+             SELECT 'm-' || i, '{}', 'aarch64-unknown-linux-gnu', '', '', x'00', 0, 1 FROM n",
+            [more as i64],
+        )?;
+        Ok(())
+    };
+    app.core.write(insert).await.unwrap();
+    app.desired_changed.notify_one();
+    let broker = broker(app, port).await;
+    let mut link = Link::connect(broker.local_addr(), "d-1").await;
+    link.publish(Channel::Status, true, status(true)).await;
+    let mut changes = app.changes.subscribe();
+    until(app, "d-1", |device| device.connected).await;
+    let all_said = async {
+        while !app.core.read(store::unpublished).await.unwrap().is_empty() {
+            assert_ne!(changes.recv().await, Err(RecvError::Closed));
+        }
+    };
+    soon(all_said).await;
+}
