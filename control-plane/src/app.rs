@@ -175,6 +175,7 @@ impl Server {
                     core.clone(),
                     Digest::of(own_password.as_bytes()),
                 ));
+                let admitted = hooks.admitted();
                 let storage = Some(data.join("broker"));
                 let broker = BrokerConfig {
                     bind: *bind,
@@ -188,6 +189,7 @@ impl Server {
                     port: address.port(),
                     username: mqtt::CONTROL_PLANE.to_owned(),
                     password: own_password,
+                    admitted: Some(admitted),
                 };
                 (Some(broker), connection)
             }
@@ -205,6 +207,7 @@ impl Server {
                         port: *port,
                         username,
                         password,
+                        admitted: None,
                     },
                 )
             }

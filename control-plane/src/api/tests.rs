@@ -266,7 +266,7 @@ async fn a_device_is_answered_as_documented() {
     assert_fits(&document, &schema["schema"], &silent, "silent device");
     assert_eq!(silent.get("update"), None);
 
-    devices::record_reported(&server.server.app().core, reported(), now_ms())
+    devices::record_reported(&server.server.app().core, reported(), devices::Heard::At(now_ms()))
         .await
         .unwrap();
     let device = server.api("GET", "/api/v1/devices/dev-1", "").await.json();

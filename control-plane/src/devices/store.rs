@@ -165,9 +165,16 @@ fn change_desired(
     Ok(generation)
 }
 
-pub(super) fn record_reported(conn: &Connection, reported: &Reported, now_ms: u64) -> Result<bool, DeviceError> {
+pub(super) fn record_reported(
+    conn: &Connection,
+    reported: &Reported,
+    heard_at_ms: Option<u64>,
+) -> Result<bool, DeviceError> {
     let id = &reported.device;
     let known = get(conn, id)?.ok_or_else(|| DeviceError::NotFound(id.clone()))?;
+    if let Some(at_ms) = heard_at_ms {
+        record_heard(conn, id, at_ms)?;
+    }
     let stale = known
         .reported
         .is_some_and(|old| old.boot_id == reported.boot_id && old.seq >= reported.seq);
@@ -175,17 +182,23 @@ pub(super) fn record_reported(conn: &Connection, reported: &Reported, now_ms: u6
         return Ok(false);
     }
     conn.execute(
-        "UPDATE devices SET reported = ?2, agent_version = ?3, last_seen_at_ms = ?4 WHERE id = ?1",
-        params![id.as_str(), to_json(reported), reported.agent.version, now_ms as i64],
+        "UPDATE devices SET reported = ?2, agent_version = ?3 WHERE id = ?1",
+        params![id.as_str(), to_json(reported), reported.agent.version],
     )
     .map_err(DbError::from)?;
     Ok(true)
 }
 
-pub(super) fn record_connected(conn: &Connection, id: &DeviceId, connected: bool, now_ms: u64) -> Result<(), DbError> {
+pub(super) fn record_heard(conn: &Connection, id: &DeviceId, at_ms: u64) -> Result<(), DbError> {
+    let sql = "UPDATE devices SET last_seen_at_ms = max(coalesce(last_seen_at_ms, 0), ?2) WHERE id = ?1";
+    conn.prepare_cached(sql)?.execute(params![id.as_str(), at_ms as i64])?;
+    Ok(())
+}
+
+pub(super) fn set_connected(conn: &Connection, id: &DeviceId, connected: bool) -> Result<(), DbError> {
     conn.execute(
-        "UPDATE devices SET connected = ?2, last_seen_at_ms = ?3 WHERE id = ?1",
-        params![id.as_str(), connected, now_ms as i64],
+        "UPDATE devices SET connected = ?2 WHERE id = ?1",
+        params![id.as_str(), connected],
     )?;
     Ok(())
 }

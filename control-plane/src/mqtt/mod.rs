@@ -9,11 +9,11 @@ mod outbox;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rumqttc::{
     AsyncClient, Event, EventLoop, Incoming, MqttOptions, NetworkOptions, Publish, QoS, Request, Subscribe,
-    SubscribeReasonCode,
+    SubscribeFilter, SubscribeReasonCode,
 };
 use skerry_shared::{
     desired::{Ack, Desired, Reported, Status},
@@ -29,11 +29,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::hooks::BrokerHooks;
+pub(crate) use self::hooks::{Admitted, BrokerHooks};
 use self::outbox::{ConnectionId, Message as Outgoing, Outbox};
 use crate::{
     app::{App, Change, log_db, now_ms},
-    devices::{self, store},
+    devices::{self, Heard, store},
     telemetry::{
         Message,
         ingest::{BATCH_MAX, Ingest},
@@ -56,6 +56,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const QUEUE: usize = 4096;
 /// Telemetry is larger, at most 96 KiB a message. Above it frames are dropped here, and their devices send them again.
 const TELEMETRY_QUEUE: usize = 1024;
+/// How often it is stored, at most, that devices have sent telemetry: less than a rollout's shortest patience on a fleet
+/// that sends all the time, and far less often than the frames come.
+const HEARD_EVERY: Duration = Duration::from_secs(1);
 /// How often old telemetry is looked for.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 
@@ -65,12 +68,15 @@ pub(crate) struct Connection {
     pub(crate) port: u16,
     pub(crate) username: String,
     pub(crate) password: String,
+    /// The embedded broker's. With another one, which lives on when this process dies, every retained word is believed.
+    pub(crate) admitted: Option<Arc<Admitted>>,
 }
 
 /// Starts the tasks of the edge.
 pub(crate) fn spawn(tasks: &mut JoinSet<()>, app: &Arc<App>, connection: Connection, shutdown: &CancellationToken) {
+    let admitted = connection.admitted.clone();
     let (client, events) = client(connection);
-    spawn_around(tasks, app, client, events, shutdown);
+    spawn_around(tasks, app, client, events, admitted, shutdown);
 }
 
 fn client(connection: Connection) -> (AsyncClient, EventLoop) {
@@ -92,6 +98,7 @@ fn spawn_around(
     app: &Arc<App>,
     client: AsyncClient,
     events: EventLoop,
+    admitted: Option<Arc<Admitted>>,
     shutdown: &CancellationToken,
 ) {
     let (connection, watched) = watch::channel(None);
@@ -101,7 +108,7 @@ fn spawn_around(
     let (telemetry, frames) = mpsc::channel(TELEMETRY_QUEUE);
     let queues = Queues { state, want, telemetry };
     tasks.spawn(poll(Arc::clone(app), events, connection, queues, shutdown.clone()));
-    tasks.spawn(handle_states(Arc::clone(app), states));
+    tasks.spawn(handle_states(Arc::clone(app), admitted, states));
     tasks.spawn(handle_wants(Arc::clone(app), outbox.clone(), wants));
     tasks.spawn(handle_telemetry(Arc::clone(app), outbox.clone(), frames));
     tasks.spawn(publish_desired(Arc::clone(app), outbox, shutdown.clone()));
@@ -134,10 +141,11 @@ async fn poll(
                 tracing::info!("connected to the MQTT broker");
                 // The session is clean: subscribe again, and say again what devices should run. Not through the client:
                 // its queue may be full of what an outage has left, and `pending` goes before it.
-                for channel in [Channel::Reported, Channel::Status, Channel::Want, Channel::Telemetry] {
-                    let subscribe = Subscribe::new(channel.of_all_devices(), QoS::AtLeastOnce);
-                    events.pending.push_back(Request::Subscribe(subscribe));
-                }
+                let channels = [Channel::Telemetry, Channel::Want, Channel::Reported, Channel::Status];
+                let filters = channels.map(|channel| SubscribeFilter::new(channel.of_all_devices(), QoS::AtLeastOnce));
+                events
+                    .pending
+                    .push_back(Request::Subscribe(Subscribe::new_many(filters)));
                 // A publish that collided with a packet id of the old session would hold up this one for ever.
                 events.state.collision = None;
                 id = id.next();
@@ -199,19 +207,30 @@ fn queue(queues: &Queues, connection: ConnectionId, publish: Publish) {
     }
 }
 
-async fn handle_states(app: Arc<App>, mut states: mpsc::Receiver<(DeviceId, Channel, Publish)>) {
+async fn handle_states(
+    app: Arc<App>,
+    admitted: Option<Arc<Admitted>>,
+    mut states: mpsc::Receiver<(DeviceId, Channel, Publish)>,
+) {
     while let Some((device, channel, publish)) = states.recv().await {
+        let heard = if publish.retain {
+            Heard::Retained
+        } else {
+            Heard::At(now_ms())
+        };
         match channel {
             Channel::Status => match Status::from_json(&publish.payload) {
                 Ok(status) => {
-                    let stored = devices::record_connected(&app.core, &device, status.online, now_ms()).await;
+                    let past = heard == Heard::Retained && admitted.as_ref().is_some_and(|a| !a.contains(&device));
+                    let online = status.online && !past;
+                    let stored = devices::record_connected(&app.core, &device, online, heard).await;
                     log_db(stored, "store a device's connection");
                 }
                 Err(error) => malformed(&device, &error),
             },
             Channel::Reported => match Reported::from_json(&publish.payload) {
                 Ok(reported) if reported.device == device => {
-                    match devices::record_reported(&app.core, reported, now_ms()).await {
+                    match devices::record_reported(&app.core, reported, heard).await {
                         Ok(_) => {}
                         Err(error) => tracing::warn!(device.id = %device, %error, "cannot store a reported state"),
                     }
@@ -269,10 +288,13 @@ async fn handle_telemetry(app: Arc<App>, mut outbox: Outbox, mut frames: mpsc::R
     let mut ingest = Ingest::new(app.telemetry.clone());
     let mut expiry = tokio::time::interval(EXPIRE_EVERY);
     expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heard = BTreeMap::new();
+    let mut heard_until = tokio::time::Instant::now();
     loop {
         let mut messages = Vec::new();
         tokio::select! {
             count = frames.recv_many(&mut messages, BATCH_MAX) => if count == 0 { return },
+            () = tokio::time::sleep_until(heard_until), if !heard.is_empty() => {}
             _ = expiry.tick() => {
                 match ingest.expire(app.config.telemetry_retention_days, now_ms()).await {
                     Ok(true) => expiry.reset_immediately(),
@@ -282,7 +304,17 @@ async fn handle_telemetry(app: Arc<App>, mut outbox: Outbox, mut frames: mpsc::R
                 continue;
             }
         }
-        let acks = match ingest.ingest(messages, now_ms()).await {
+        let now = now_ms();
+        heard.extend(messages.iter().map(|message| (message.device.clone(), now)));
+        if heard_until <= tokio::time::Instant::now() {
+            let stored = devices::record_heard(&app.core, std::mem::take(&mut heard)).await;
+            log_db(stored, "store when devices were heard");
+            heard_until = tokio::time::Instant::now() + HEARD_EVERY;
+        }
+        if messages.is_empty() {
+            continue;
+        }
+        let acks = match ingest.ingest(messages, now).await {
             Ok(acks) => acks,
             Err(error) => {
                 // Their devices send them again.

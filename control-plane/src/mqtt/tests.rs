@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use rumqttc::LastWill;
+use serde_json::json;
 use skerry_broker::{Broker, BrokerConfig, Limits};
 use skerry_shared::digest::Digest;
 use tokio::sync::broadcast::error::RecvError;
@@ -105,6 +106,15 @@ fn status(online: bool) -> Vec<u8> {
     status.to_json()
 }
 
+fn report(id: &str, seq: u64, generation: u64) -> Vec<u8> {
+    let report = json!({
+        "schema": "1.0", "device": id, "boot_id": "00000000000000000000000000000001", "seq": seq,
+        "device_time_ms": 5, "generation": generation,
+        "agent": {"version": "0.1.0", "platform": "pulley64"}, "update": {"state": "idle"}, "bundles": [],
+    });
+    report.to_string().into_bytes()
+}
+
 #[tokio::test]
 async fn requests_of_an_outage_do_not_keep_the_subscriptions_out() {
     let server = server(free_port()).await;
@@ -116,13 +126,14 @@ async fn requests_of_an_outage_do_not_keep_the_subscriptions_out() {
         port,
         username: CONTROL_PLANE.to_owned(),
         password: PASSWORD.to_owned(),
+        admitted: None,
     });
     while client
         .try_publish("skerry/v1/d/d-1/chunk", QoS::AtMostOnce, false, "old")
         .is_ok()
     {}
     let (mut tasks, shutdown) = (JoinSet::new(), CancellationToken::new());
-    spawn_around(&mut tasks, app, client, events, &shutdown);
+    spawn_around(&mut tasks, app, client, events, None, &shutdown);
     let broker = broker(app, port).await;
     let mut link = Link::connect(broker.local_addr(), "d-1").await;
     link.publish(Channel::Status, true, status(true)).await;
@@ -158,4 +169,82 @@ async fn a_control_plane_that_finds_its_broker_late_says_all_and_hears_all() {
         }
     };
     soon(all_said).await;
+}
+
+#[tokio::test]
+async fn telemetry_shows_that_a_device_is_there() {
+    let server = TestServer::start().await;
+    server.enroll("d-1", &[]).await;
+    let app = server.server.app();
+    let mut link = Link::connect(server.server.mqtt_address().unwrap(), "d-1").await;
+    link.publish(Channel::Status, true, status(true)).await;
+    until(app, "d-1", |device| device.connected).await;
+    let forget = |conn: &rusqlite::Connection| -> Result<(), DbError> {
+        conn.execute("UPDATE devices SET last_seen_at_ms = NULL", [])?;
+        Ok(())
+    };
+    app.core.write(forget).await.unwrap();
+    link.publish(Channel::Telemetry, false, b"of an unknown format".to_vec())
+        .await;
+    until(app, "d-1", |device| device.last_seen_at_ms.is_some()).await;
+}
+
+#[tokio::test]
+async fn what_the_broker_remembers_of_a_device_does_not_show_that_it_is_there() {
+    let port = free_port();
+    let server = server(port).await;
+    let app = server.server.app();
+    server.enroll("d-1", &[]).await;
+    let broker = broker(app, port).await;
+    let mut changes = app.changes.subscribe();
+    let mut heard = async || {
+        let this = Change::Device("d-1".parse().unwrap());
+        soon(async { while changes.recv().await.unwrap() != this {} }).await;
+    };
+    let mut link = Link::connect(broker.local_addr(), "d-1").await;
+    // When its status is known, its reports are subscribed to: the next one comes as it is published.
+    link.publish(Channel::Status, true, status(true)).await;
+    heard().await;
+    link.publish(Channel::Reported, true, report("d-1", 1, 0)).await;
+    heard().await;
+    let at_ms = until(app, "d-1", |_| true).await.last_seen_at_ms;
+    assert!(at_ms.is_some());
+    let (mut tasks, shutdown) = (JoinSet::new(), CancellationToken::new());
+    let again = Connection {
+        host: "127.0.0.1".to_owned(),
+        port,
+        username: CONTROL_PLANE.to_owned(),
+        password: PASSWORD.to_owned(),
+        admitted: None,
+    };
+    spawn(&mut tasks, app, again, &shutdown);
+    heard().await;
+    heard().await;
+    let device = until(app, "d-1", |_| true).await;
+    assert_eq!(device.last_seen_at_ms, at_ms);
+}
+
+#[tokio::test]
+async fn a_device_that_a_crash_cut_off_is_not_believed_to_be_online() {
+    let server = TestServer::start().await;
+    let app = server.server.app();
+    for id in ["d-1", "d-2"] {
+        server.enroll(id, &[]).await;
+    }
+    let (queue, states) = mpsc::channel(8);
+    let admitted = Arc::new(Admitted::default());
+    admitted.add("d-2".parse().unwrap());
+    for id in ["d-1", "d-2"] {
+        let mut publish = Publish::new("t", QoS::AtLeastOnce, status(true));
+        publish.retain = true;
+        queue
+            .send((id.parse().unwrap(), Channel::Status, publish))
+            .await
+            .unwrap();
+    }
+    drop(queue);
+    handle_states(Arc::clone(app), Some(admitted), states).await;
+    let connected = async |id: &str| until(app, id, |_| true).await.connected;
+    assert!(!connected("d-1").await);
+    assert!(connected("d-2").await);
 }

@@ -14,7 +14,11 @@ use skerry_shared::{
 };
 
 use super::*;
-use crate::{app::CORE_MIGRATIONS, db::Durability, devices::Device};
+use crate::{
+    app::CORE_MIGRATIONS,
+    db::Durability,
+    devices::{Device, Heard},
+};
 
 const NOW: u64 = 1_000_000;
 const SILENT_AFTER_MS: u64 = 60_000;
@@ -146,7 +150,9 @@ impl World {
             outcomes: result.map(outcome).into_iter().collect(),
             refused: None,
         };
-        devices::record_reported(&self.db, reported, now_ms).await.unwrap();
+        devices::record_reported(&self.db, reported, Heard::At(now_ms))
+            .await
+            .unwrap();
     }
 }
 
@@ -401,7 +407,9 @@ async fn a_device_that_has_the_bundle_already_has_succeeded() {
     let mut reported = world.device(&device).await.reported.unwrap();
     reported.generation = world.device(&device).await.generation;
     reported.seq += 1;
-    devices::record_reported(&world.db, reported, NOW).await.unwrap();
+    devices::record_reported(&world.db, reported, Heard::At(NOW))
+        .await
+        .unwrap();
     assert_eq!(world.settle(again.id, NOW).await.state, RolloutState::Finished);
 }
 

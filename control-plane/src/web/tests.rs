@@ -80,7 +80,7 @@ impl Browser {
         });
         change(&mut reported);
         let reported = serde_json::from_value(reported).unwrap();
-        devices::record_reported(&self.server.server.app().core, reported, now_ms())
+        devices::record_reported(&self.server.server.app().core, reported, devices::Heard::At(now_ms()))
             .await
             .unwrap();
     }
