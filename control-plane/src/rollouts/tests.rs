@@ -77,6 +77,23 @@ impl World {
         self.create_with(sizes.iter().map(rule).collect(), true).await
     }
 
+    async fn create_with_patience(&self, silent_after_ms: u64) -> Result<Rollout, RolloutError> {
+        let new = NewRollout {
+            model: model(),
+            version: ModelVersion(2),
+            selector: Selector::default(),
+            groups: vec![GroupRule {
+                size: GroupSize::Rest,
+                success_percent: 100,
+                error_percent: 0,
+            }],
+            probation_ms: None,
+            silent_after_ms: Some(silent_after_ms),
+            start: true,
+        };
+        create(&self.db, new, NOW).await
+    }
+
     async fn create_with(&self, groups: Vec<GroupRule>, start: bool) -> Result<Rollout, RolloutError> {
         let new = NewRollout {
             model: model(),
@@ -413,6 +430,30 @@ async fn a_device_that_has_the_bundle_already_has_succeeded() {
     assert_eq!(world.settle(again.id, NOW).await.state, RolloutState::Finished);
 }
 
+#[tokio::test]
+async fn the_patience_with_a_silent_device_has_an_end() {
+    let world = World::new(1).await;
+    for refused in [SILENT_AFTER_MAX_MS + 1, u64::MAX] {
+        let refused = world.create_with_patience(refused).await;
+        assert!(matches!(refused, Err(RolloutError::Invalid(_))), "{refused:?}");
+    }
+    world.create_with_patience(SILENT_AFTER_MAX_MS).await.unwrap();
+}
+
+#[test]
+fn a_stored_patience_without_end_does_not_overflow() {
+    let mut rollout = planned(1, 100, 0);
+    (rollout.silent_after_ms, rollout.probation_ms) = (u64::MAX, 1);
+    let mut progress = rollout.devices().next().unwrap().clone();
+    progress.detail.assigned = Some(Assigned {
+        generation: Generation(1),
+        at_ms: NOW,
+        previous: None,
+    });
+    let silent_at_ms = plan::observe(&rollout, &mut progress, &silent_device(0), NOW);
+    assert_eq!(silent_at_ms, Some(u64::MAX));
+}
+
 #[test]
 fn group_sizes_have_four_forms() {
     for text in ["1", "20%", "label:site=north", "rest"] {
@@ -466,13 +507,8 @@ proptest! {
     }
 }
 
-fn planned(devices: usize, success_percent: u8, error_percent: u8) -> Rollout {
-    let rule = |size| GroupRule {
-        size,
-        success_percent,
-        error_percent,
-    };
-    let device = |n: usize| Device {
+fn silent_device(n: usize) -> Device {
+    Device {
         id: format!("d{n}").parse().unwrap(),
         labels: BTreeMap::new(),
         platform: "pulley64".parse().unwrap(),
@@ -483,6 +519,14 @@ fn planned(devices: usize, success_percent: u8, error_percent: u8) -> Rollout {
         generation: Generation(0),
         desired: Vec::new(),
         reported: None,
+    }
+}
+
+fn planned(devices: usize, success_percent: u8, error_percent: u8) -> Rollout {
+    let rule = |size| GroupRule {
+        size,
+        success_percent,
+        error_percent,
     };
     let rules = [
         rule(GroupSize::Count(2)),
@@ -500,7 +544,7 @@ fn planned(devices: usize, success_percent: u8, error_percent: u8) -> Rollout {
         selector: Selector::default(),
         state: RolloutState::Ready,
         reason: String::new(),
-        groups: plan::groups(RolloutId(1), &rules, (0..devices).map(device).collect()).unwrap(),
+        groups: plan::groups(RolloutId(1), &rules, (0..devices).map(silent_device).collect()).unwrap(),
         created_at_ms: 0,
         ended_at_ms: None,
     }
