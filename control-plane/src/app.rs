@@ -53,6 +53,10 @@ pub(crate) const CORE_MIGRATIONS: &[Migration] = &[
         number: 5,
         sql: include_str!("../migrations/core/005_training.sql"),
     },
+    Migration {
+        number: 6,
+        sql: include_str!("../migrations/core/006_enrolment.sql"),
+    },
 ];
 
 /// How long tasks may take to end.

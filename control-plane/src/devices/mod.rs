@@ -150,7 +150,17 @@ pub struct Enrolment {
     pub secret_hash: Digest,
 }
 
-/// Enrols a device with a one-time token.
+/// The device that a token's secret and a key in hex have enrolled already, if they have.
+///
+/// # Errors
+/// The database's.
+pub async fn enrolled_with(db: &Db, secret: &[u8], public_key: &str) -> Result<Option<DeviceId>, DbError> {
+    let (token, key) = (Digest::of(secret), public_key.to_owned());
+    db.read(move |conn| store::enrolled_with(conn, &token, &key)).await
+}
+
+/// Enrols a device with a one-time token. While the token lives, the same device may do it again with the same key, which
+/// costs no use: the answer with its password may never have reached its disk. Only the newest password counts.
 ///
 /// # Errors
 /// [`DeviceError`]; the token keeps its use then.

@@ -50,6 +50,19 @@ pub(super) fn enroll(conn: &Connection, enrolment: &Enrolment, now_ms: u64) -> R
     if now_ms as i64 >= expires_at_ms {
         return Err(DeviceError::ExpiredToken);
     }
+    if is_repeated(conn, enrolment, &hash)? {
+        conn.execute(
+            "UPDATE devices SET secret_hash = ?2, platform = ?3, agent_version = ?4 WHERE id = ?1",
+            params![
+                enrolment.device.as_str(),
+                enrolment.secret_hash.as_bytes(),
+                enrolment.platform.as_str(),
+                enrolment.agent_version,
+            ],
+        )
+        .map_err(DbError::from)?;
+        return Ok(());
+    }
     if uses_left < 1 {
         return Err(DeviceError::UsedToken);
     }
@@ -62,8 +75,8 @@ pub(super) fn enroll(conn: &Connection, enrolment: &Enrolment, now_ms: u64) -> R
     )
     .map_err(DbError::from)?;
     conn.execute(
-        "INSERT INTO devices (id, labels, platform, agent_version, public_key, secret_hash, enrolled_at_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "INSERT INTO devices (id, labels, platform, agent_version, public_key, secret_hash, enrolled_at_ms, token_hash)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         params![
             enrolment.device.as_str(),
             labels,
@@ -71,11 +84,28 @@ pub(super) fn enroll(conn: &Connection, enrolment: &Enrolment, now_ms: u64) -> R
             enrolment.agent_version,
             enrolment.public_key,
             enrolment.secret_hash.as_bytes(),
-            now_ms as i64
+            now_ms as i64,
+            hash.as_bytes(),
         ],
     )
     .map_err(DbError::from)?;
     Ok(())
+}
+
+/// True when this device has enrolled with this token and this key before.
+fn is_repeated(conn: &Connection, enrolment: &Enrolment, token: &Digest) -> Result<bool, DbError> {
+    let sql = "SELECT count(*) > 0 FROM devices WHERE id = ?1 AND token_hash = ?2 AND public_key = ?3";
+    let known = params![enrolment.device.as_str(), token.as_bytes(), enrolment.public_key];
+    Ok(conn.query_row(sql, known, |row| row.get(0))?)
+}
+
+/// The device that has enrolled with this token and this key.
+pub(super) fn enrolled_with(conn: &Connection, token: &Digest, key: &str) -> Result<Option<DeviceId>, DbError> {
+    let sql = "SELECT id FROM devices WHERE token_hash = ?1 AND public_key = ?2 ORDER BY enrolled_at_ms LIMIT 1";
+    let id = conn.query_row(sql, params![token.as_bytes(), key], |row| row.get::<_, String>(0));
+    let id = id.optional()?.map(|id| id.parse());
+    id.transpose()
+        .map_err(|error: skerry_shared::id::InvalidId| DbError::Corrupt(error.to_string()))
 }
 
 /// All devices.
