@@ -266,11 +266,22 @@ impl Heard {
     }
 }
 
-/// Stores what a device said; false when it was stale and changed nothing but when the device was last seen.
+/// What a report tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// Nothing: a later one of the same start of the agent is known.
+    Older,
+    /// The device has accepted its newest generation.
+    UpToDate,
+    /// The device has not accepted its newest generation: it has not seen it, or refuses it.
+    Behind,
+}
+
+/// Stores what a device said.
 ///
 /// # Errors
 /// [`DeviceError::NotFound`], or the database's.
-pub async fn record_reported(db: &Db, reported: Reported, heard: Heard) -> Result<bool, DeviceError> {
+pub async fn record_reported(db: &Db, reported: Reported, heard: Heard) -> Result<Recorded, DeviceError> {
     db.write(move |conn| store::record_reported(conn, &reported, heard.at_ms()))
         .await
 }

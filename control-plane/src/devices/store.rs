@@ -9,7 +9,7 @@ use skerry_shared::{
     id::{DeviceId, Generation, ModelName},
 };
 
-use super::{Device, DeviceError, Enrolment};
+use super::{Device, DeviceError, Enrolment, Recorded};
 use crate::db::{DbError, from_json, to_json};
 
 const COLUMNS: &str =
@@ -199,24 +199,29 @@ pub(super) fn record_reported(
     conn: &Connection,
     reported: &Reported,
     heard_at_ms: Option<u64>,
-) -> Result<bool, DeviceError> {
+) -> Result<Recorded, DeviceError> {
     let id = &reported.device;
     let known = get(conn, id)?.ok_or_else(|| DeviceError::NotFound(id.clone()))?;
     if let Some(at_ms) = heard_at_ms {
         record_heard(conn, id, at_ms)?;
     }
-    let stale = known
-        .reported
-        .is_some_and(|old| old.boot_id == reported.boot_id && old.seq >= reported.seq);
-    if stale {
-        return Ok(false);
+    let recorded = if reported.generation < known.generation {
+        Recorded::Behind
+    } else {
+        Recorded::UpToDate
+    };
+    match known.reported.filter(|old| old.boot_id == reported.boot_id) {
+        Some(old) if old.seq > reported.seq => return Ok(Recorded::Older),
+        // The same again.
+        Some(old) if old.seq == reported.seq => return Ok(recorded),
+        _ => {}
     }
     conn.execute(
         "UPDATE devices SET reported = ?2, agent_version = ?3 WHERE id = ?1",
         params![id.as_str(), to_json(reported), reported.agent.version],
     )
     .map_err(DbError::from)?;
-    Ok(true)
+    Ok(recorded)
 }
 
 pub(super) fn record_heard(conn: &Connection, id: &DeviceId, at_ms: u64) -> Result<(), DbError> {
@@ -252,6 +257,18 @@ pub fn mark_published(conn: &Connection, id: &DeviceId, generation: Generation) 
     conn.execute(
         "UPDATE devices SET published_generation = max(published_generation, ?2) WHERE id = ?1",
         params![id.as_str(), generation.0 as i64],
+    )?;
+    Ok(())
+}
+
+/// Makes a device's desired state unpublished: it is published again.
+///
+/// # Errors
+/// The database's.
+pub fn mark_unpublished(conn: &Connection, id: &DeviceId) -> Result<(), DbError> {
+    conn.execute(
+        "UPDATE devices SET published_generation = 0 WHERE id = ?1",
+        [id.as_str()],
     )?;
     Ok(())
 }

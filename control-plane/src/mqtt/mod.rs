@@ -5,11 +5,16 @@
 
 mod hooks;
 mod outbox;
+mod repeat;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rumqttc::{
     AsyncClient, Event, EventLoop, Incoming, MqttOptions, NetworkOptions, Publish, QoS, Request, Subscribe,
@@ -30,10 +35,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::hooks::{Admitted, BrokerHooks};
-use self::outbox::{ConnectionId, Message as Outgoing, Outbox};
+use self::{
+    outbox::{ConnectionId, Message as Outgoing, Outbox},
+    repeat::Told,
+};
 use crate::{
     app::{App, Change, log_db, now_ms},
-    devices::{self, Heard, store},
+    devices::{self, Heard, Recorded, store},
     telemetry::{
         Message,
         ingest::{BATCH_MAX, Ingest},
@@ -103,15 +111,16 @@ fn spawn_around(
 ) {
     let (connection, watched) = watch::channel(None);
     let outbox = Outbox::new(client, watched);
+    let told = Arc::new(Told::default());
     let (state, states) = mpsc::channel(QUEUE);
     let (want, wants) = mpsc::channel(QUEUE);
     let (telemetry, frames) = mpsc::channel(TELEMETRY_QUEUE);
     let queues = Queues { state, want, telemetry };
     tasks.spawn(poll(Arc::clone(app), events, connection, queues, shutdown.clone()));
-    tasks.spawn(handle_states(Arc::clone(app), admitted, states));
+    tasks.spawn(handle_states(Arc::clone(app), admitted, Arc::clone(&told), states));
     tasks.spawn(handle_wants(Arc::clone(app), outbox.clone(), wants));
     tasks.spawn(handle_telemetry(Arc::clone(app), outbox.clone(), frames));
-    tasks.spawn(publish_desired(Arc::clone(app), outbox, shutdown.clone()));
+    tasks.spawn(publish_desired(Arc::clone(app), outbox, told, shutdown.clone()));
 }
 
 /// One queue per kind of handler, so that a slow one does not hold up the others.
@@ -210,6 +219,7 @@ fn queue(queues: &Queues, connection: ConnectionId, publish: Publish) {
 async fn handle_states(
     app: Arc<App>,
     admitted: Option<Arc<Admitted>>,
+    told: Arc<Told>,
     mut states: mpsc::Receiver<(DeviceId, Channel, Publish)>,
 ) {
     while let Some((device, channel, publish)) = states.recv().await {
@@ -231,7 +241,13 @@ async fn handle_states(
             Channel::Reported => match Reported::from_json(&publish.payload) {
                 Ok(reported) if reported.device == device => {
                     match devices::record_reported(&app.core, reported, heard).await {
-                        Ok(_) => {}
+                        Ok(Recorded::Behind) if heard != Heard::Retained && told.is_due(&device, Instant::now()) => {
+                            let id = device.clone();
+                            let marked = app.core.write(move |conn| store::mark_unpublished(conn, &id)).await;
+                            log_db(marked, "mark a desired state unpublished");
+                            app.desired_changed.notify_one();
+                        }
+                        Ok(Recorded::Behind | Recorded::UpToDate | Recorded::Older) => {}
                         Err(error) => tracing::warn!(device.id = %device, %error, "cannot store a reported state"),
                     }
                 }
@@ -348,7 +364,7 @@ async fn handle_telemetry(app: Arc<App>, mut outbox: Outbox, mut frames: mpsc::R
 
 /// Publishes every desired state that is newer than the published one, whenever it is woken. While there is no connection
 /// nothing is published: the next one wakes it.
-async fn publish_desired(app: Arc<App>, mut outbox: Outbox, shutdown: CancellationToken) {
+async fn publish_desired(app: Arc<App>, mut outbox: Outbox, told: Arc<Told>, shutdown: CancellationToken) {
     loop {
         tokio::select! {
             () = app.desired_changed.notified() => {}
@@ -378,6 +394,7 @@ async fn publish_desired(app: Arc<App>, mut outbox: Outbox, shutdown: Cancellati
                 retain: true,
                 payload: app.keys.sign_desired(&desired),
             };
+            told.note(&device.id, Instant::now());
             if outbox.publish(connection, message).await.is_err() {
                 break;
             }

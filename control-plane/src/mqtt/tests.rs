@@ -243,8 +243,37 @@ async fn a_device_that_a_crash_cut_off_is_not_believed_to_be_online() {
             .unwrap();
     }
     drop(queue);
-    handle_states(Arc::clone(app), Some(admitted), states).await;
+    handle_states(Arc::clone(app), Some(admitted), Arc::default(), states).await;
     let connected = async |id: &str| until(app, id, |_| true).await.connected;
     assert!(!connected("d-1").await);
     assert!(connected("d-2").await);
+}
+
+/// A report of generation 0 comes from a device that was told generation 1 some time ago: is that published again?
+async fn is_told_again(told_ago: Duration, retained: bool) -> bool {
+    let server = server(free_port()).await;
+    let app = server.server.app();
+    server.enroll("d-1", &[]).await;
+    let id: DeviceId = "d-1".parse().unwrap();
+    let publish = |conn: &rusqlite::Connection| -> Result<(), DbError> {
+        conn.execute("UPDATE devices SET generation = 1, published_generation = 1", [])?;
+        Ok(())
+    };
+    app.core.write(publish).await.unwrap();
+    let told = Arc::new(Told::default());
+    told.note(&id, Instant::now() - told_ago);
+    let (queue, states) = mpsc::channel(8);
+    let mut publish = Publish::new("t", QoS::AtLeastOnce, report("d-1", 1, 0));
+    publish.retain = retained;
+    queue.send((id, Channel::Reported, publish)).await.unwrap();
+    drop(queue);
+    handle_states(Arc::clone(app), None, told, states).await;
+    !app.core.read(store::unpublished).await.unwrap().is_empty()
+}
+
+#[tokio::test]
+async fn a_device_that_is_behind_is_told_again() {
+    assert!(is_told_again(Duration::from_secs(60), false).await);
+    assert!(!is_told_again(Duration::ZERO, false).await);
+    assert!(!is_told_again(Duration::from_secs(60), true).await);
 }
