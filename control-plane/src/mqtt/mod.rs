@@ -9,6 +9,7 @@ mod repeat;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+mod wants;
 
 use std::{
     collections::BTreeMap,
@@ -38,6 +39,7 @@ pub(crate) use self::hooks::{Admitted, BrokerHooks};
 use self::{
     outbox::{ConnectionId, Message as Outgoing, Outbox},
     repeat::Told,
+    wants::{Waiting, Wants},
 };
 use crate::{
     app::{App, Change, log_db, now_ms},
@@ -113,12 +115,16 @@ fn spawn_around(
     let outbox = Outbox::new(client, watched);
     let told = Arc::new(Told::default());
     let (state, states) = mpsc::channel(QUEUE);
-    let (want, wants) = mpsc::channel(QUEUE);
+    let wants = Arc::new(Wants::default());
     let (telemetry, frames) = mpsc::channel(TELEMETRY_QUEUE);
-    let queues = Queues { state, want, telemetry };
+    let queues = Queues {
+        state,
+        wants: Arc::clone(&wants),
+        telemetry,
+    };
     tasks.spawn(poll(Arc::clone(app), events, connection, queues, shutdown.clone()));
     tasks.spawn(handle_states(Arc::clone(app), admitted, Arc::clone(&told), states));
-    tasks.spawn(handle_wants(Arc::clone(app), outbox.clone(), wants));
+    tasks.spawn(handle_wants(Arc::clone(app), outbox.clone(), wants, shutdown.clone()));
     tasks.spawn(handle_telemetry(Arc::clone(app), outbox.clone(), frames));
     tasks.spawn(publish_desired(Arc::clone(app), outbox, told, shutdown.clone()));
 }
@@ -126,7 +132,7 @@ fn spawn_around(
 /// One queue per kind of handler, so that a slow one does not hold up the others.
 struct Queues {
     state: mpsc::Sender<(DeviceId, Channel, Publish)>,
-    want: mpsc::Sender<(ConnectionId, DeviceId, Publish)>,
+    wants: Arc<Wants>,
     telemetry: mpsc::Sender<Message>,
 }
 
@@ -204,7 +210,18 @@ fn queue(queues: &Queues, connection: ConnectionId, publish: Publish) {
         return;
     };
     let full = match channel {
-        Channel::Want => queues.want.try_send((connection, device, publish)).is_err(),
+        Channel::Want => {
+            let want = Waiting {
+                device,
+                connection,
+                payload: publish.payload,
+            };
+            if !queues.wants.push(want) {
+                // Not a warning: whoever floods would fill the log too.
+                tracing::debug!("a device has too many wants that wait, one is dropped");
+            }
+            false
+        }
         Channel::Telemetry => {
             let payload = publish.payload;
             queues.telemetry.try_send(Message { device, payload }).is_err()
@@ -264,13 +281,22 @@ fn malformed(device: &DeviceId, error: &dyn std::fmt::Display) {
     tracing::warn!(device.id = %device, %error, "a device sent a message that does not parse");
 }
 
-async fn handle_wants(app: Arc<App>, mut outbox: Outbox, mut wants: mpsc::Receiver<(ConnectionId, DeviceId, Publish)>) {
-    while let Some((connection, device, publish)) = wants.recv().await {
+async fn handle_wants(app: Arc<App>, mut outbox: Outbox, wants: Arc<Wants>, shutdown: CancellationToken) {
+    loop {
+        let waiting = tokio::select! {
+            waiting = wants.next() => waiting,
+            () = shutdown.cancelled() => return,
+        };
+        let Waiting {
+            device,
+            connection,
+            payload,
+        } = waiting;
         // The device asks again over the next connection.
         if outbox.connection() != Some(connection) {
             continue;
         }
-        let want = match Want::from_json(&publish.payload) {
+        let want = match Want::from_json(&payload) {
             Ok(want) => want,
             Err(error) => {
                 malformed(&device, &error);
@@ -291,7 +317,8 @@ async fn handle_wants(app: Arc<App>, mut outbox: Outbox, mut wants: mpsc::Receiv
                 retain: false,
                 payload,
             };
-            // Waits while the connection is slow: the window of each device bounds what can wait here.
+            // Waits while the connection is slow. Meanwhile each device may queue a few wants, whatever it sends; their answers
+            // are read when it is their turn.
             if outbox.publish(connection, message).await.is_err() {
                 break;
             }
