@@ -213,7 +213,7 @@ async fn an_empty_fleet_says_what_to_do() {
     let browser = Browser::sign_in().await;
     let page = browser.get("/").await.body;
     assert!(
-        page.contains("skerry device token") && page.contains("skerry-agent enroll"),
+        page.contains("skerry device token") && page.contains("SKERRY_ENROLL_TOKEN=TOKEN skerry-agent enroll"),
         "{page}"
     );
 }
