@@ -53,6 +53,10 @@ pub(crate) const CORE_MIGRATIONS: &[Migration] = &[
         number: 5,
         sql: include_str!("../migrations/core/005_training.sql"),
     },
+    Migration {
+        number: 6,
+        sql: include_str!("../migrations/core/006_enrolment.sql"),
+    },
 ];
 
 /// How long tasks may take to end.
@@ -175,6 +179,7 @@ impl Server {
                     core.clone(),
                     Digest::of(own_password.as_bytes()),
                 ));
+                let admitted = hooks.admitted();
                 let storage = Some(data.join("broker"));
                 let broker = BrokerConfig {
                     bind: *bind,
@@ -188,6 +193,7 @@ impl Server {
                     port: address.port(),
                     username: mqtt::CONTROL_PLANE.to_owned(),
                     password: own_password,
+                    admitted: Some(admitted),
                 };
                 (Some(broker), connection)
             }
@@ -205,15 +211,16 @@ impl Server {
                         port: *port,
                         username,
                         password,
+                        admitted: None,
                     },
                 )
             }
         };
-        // Shown once: only now that nothing can keep it from being shown.
-        let first_api_token = api::auth::ensure_first_token(&core, now_ms()).await?;
         let shutdown = CancellationToken::new();
         let changes = Changes::new();
         let training = open_training(&config, &core, &blobs, changes.clone()).await?;
+        // Shown once: only now that nothing can keep it from being shown.
+        let first_api_token = api::auth::ensure_first_token(&core, now_ms()).await?;
         let app = Arc::new(App {
             training: training.clone(),
             transfer: Transfer::new(core.clone(), blobs.clone()),
@@ -395,5 +402,30 @@ pub fn random_hex<const N: usize>() -> anyhow::Result<String> {
 pub(crate) fn log_db(result: Result<(), DbError>, what: &'static str) {
     if let Err(error) = result {
         tracing::error!(error = %anyhow::Error::new(error), what, "a database call failed");
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::cli::keys;
+
+    #[tokio::test]
+    async fn the_first_token_is_made_by_the_start_that_can_show_it() {
+        let folder = tempfile::tempdir().unwrap();
+        keys::init(&folder.path().join("signing")).unwrap();
+        let mut config = Config::new(folder.path());
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.http_bind = any_port;
+        config.mqtt = Mqtt::Embedded { bind: any_port };
+        config.signing_dir = folder.path().join("signing/online");
+        let in_the_way = config.data_dir.join("runs");
+        std::fs::create_dir_all(&config.data_dir).unwrap();
+        std::fs::write(&in_the_way, "").unwrap();
+        assert!(Server::start(config.clone()).await.is_err());
+        std::fs::remove_file(in_the_way).unwrap();
+        let server = Server::start(config).await.unwrap();
+        assert!(server.first_api_token().is_some());
     }
 }

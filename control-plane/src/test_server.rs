@@ -53,12 +53,17 @@ impl Answer {
 
 impl TestServer {
     pub(crate) async fn start() -> TestServer {
+        let bind = SocketAddr::from(([127, 0, 0, 1], 0));
+        TestServer::start_with(Mqtt::Embedded { bind }).await
+    }
+
+    pub(crate) async fn start_with(mqtt: Mqtt) -> TestServer {
         let dir = tempfile::tempdir().unwrap();
         keys::init(&dir.path().join("signing")).unwrap();
         let mut config = Config::new(dir.path());
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
         config.http_bind = any_port;
-        config.mqtt = Mqtt::Embedded { bind: any_port };
+        config.mqtt = mqtt;
         config.signing_dir = dir.path().join("signing/online");
         config.body_limit_bytes = BODY_LIMIT_BYTES;
         let server = Server::start(config).await.unwrap();

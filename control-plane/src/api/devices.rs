@@ -257,9 +257,12 @@ async fn enroll(
     let random = |error: anyhow::Error| Problem::internal(std::io::Error::other(error.to_string()));
     let device = match body.device_id {
         Some(device) => device,
-        None => format!("dev-{}", random_hex::<4>().map_err(random)?)
-            .parse()
-            .expect("a valid device id"),
+        None => match devices::enrolled_with(&app.core, &secret, &body.public_key).await? {
+            Some(device) => device,
+            None => format!("dev-{}", random_hex::<4>().map_err(random)?)
+                .parse()
+                .expect("a valid device id"),
+        },
     };
     if device.as_str() == CONTROL_PLANE {
         return Err(Problem::refused("this device id is the control plane's own"));

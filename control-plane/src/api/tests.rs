@@ -266,7 +266,7 @@ async fn a_device_is_answered_as_documented() {
     assert_fits(&document, &schema["schema"], &silent, "silent device");
     assert_eq!(silent.get("update"), None);
 
-    devices::record_reported(&server.server.app().core, reported(), now_ms())
+    devices::record_reported(&server.server.app().core, reported(), devices::Heard::At(now_ms()))
         .await
         .unwrap();
     let device = server.api("GET", "/api/v1/devices/dev-1", "").await.json();
@@ -383,5 +383,57 @@ async fn a_missing_or_wrong_token_is_a_problem() {
         let request = Request::get("/api/v1/devices").header("authorization", authorization);
         let answer = server.send(request.body(Body::empty()).unwrap()).await;
         assert_problem(&answer, 401, "unauthorized");
+    }
+}
+
+/// What a device says when it enrols; `seed` makes its key.
+fn enrolment(token: &str, device: Option<&str>, seed: u8) -> String {
+    let key = ed25519_dalek::SigningKey::from_bytes(&[seed; 32]).verifying_key();
+    let body = json!({
+        "token": token, "device_id": device, "public_key": hex::encode(key.as_bytes()),
+        "platform": "pulley64", "agent_version": "0.1.0",
+    });
+    body.to_string()
+}
+
+async fn device_token(server: &TestServer, uses: u32) -> String {
+    let body = json!({"ttl_seconds": 60, "uses": uses, "labels": {}}).to_string();
+    let answer = server.api("POST", "/api/v1/device-tokens", body).await;
+    answer.json()["token"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn an_enrolment_whose_answer_was_lost_can_be_repeated() {
+    let server = TestServer::start().await;
+    let token = device_token(&server, 1).await;
+    let enroll = async |device, seed| {
+        server
+            .api("POST", "/api/v1/enroll", enrolment(&token, device, seed))
+            .await
+    };
+    let first = enroll(None, 1).await;
+    assert_eq!(first.status, StatusCode::CREATED, "{}", first.body);
+    let again = enroll(None, 1).await;
+    assert_eq!(again.status, StatusCode::CREATED, "{}", again.body);
+    let (first, again) = (first.json(), again.json());
+    assert_eq!(first["device_id"], again["device_id"]);
+    assert_ne!(first["mqtt"]["password"], again["mqtt"]["password"]);
+    let id = first["device_id"].as_str();
+    assert_eq!(enroll(id, 1).await.status, StatusCode::CREATED);
+    for (device, seed) in [(id, 2), (None, 2), (Some("another"), 1)] {
+        assert_eq!(enroll(device, seed).await.status, StatusCode::FORBIDDEN, "{device:?}");
+    }
+    let devices = server.api("GET", "/api/v1/devices", "").await.json();
+    assert_eq!(devices["devices"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn another_token_or_key_does_not_take_a_device_over() {
+    let server = TestServer::start().await;
+    let (own, other) = (device_token(&server, 2).await, device_token(&server, 1).await);
+    let enroll = async |body| server.api("POST", "/api/v1/enroll", body).await.status;
+    assert_eq!(enroll(enrolment(&own, Some("d-1"), 1)).await, StatusCode::CREATED);
+    for taken in [enrolment(&other, Some("d-1"), 1), enrolment(&own, Some("d-1"), 2)] {
+        assert_eq!(enroll(taken).await, StatusCode::CONFLICT);
     }
 }

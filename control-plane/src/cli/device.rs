@@ -17,7 +17,7 @@ use super::{
 #[derive(Subcommand, Debug)]
 pub(super) enum Command {
     /// Makes an enrolment token; it is shown once.
-    #[command(after_help = "On the device:\n  skerry-agent enroll --server URL --token TOKEN\n  skerry-agent run")]
+    #[command(after_help = "On the device:\n  SKERRY_ENROLL_TOKEN=TOKEN skerry-agent enroll --server URL\n  skerry-agent run")]
     Token {
         /// How long it can be used.
         #[arg(long, default_value = "24h", value_parser = duration)]
@@ -61,8 +61,9 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
                     output::line(&text(&token, "token"));
                     output::note(&format!("for {uses} device(s); it is not shown again. On the device:"));
                     let server = client.server();
+                    // Not as an argument: everybody on the machine can read those.
                     output::note(&format!(
-                        "  skerry-agent enroll --server {server} --token {}",
+                        "  SKERRY_ENROLL_TOKEN={} skerry-agent enroll --server {server}",
                         text(&token, "token")
                     ));
                 }

@@ -4,6 +4,7 @@
 //! it acknowledged survives a crash of the process, and with [`Durability::Full`] of the machine.
 
 use std::{
+    panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -76,13 +77,20 @@ pub enum DbError {
     /// A stored value does not parse: the file was changed by somebody else.
     #[error("the database holds a value that does not parse: {0}")]
     Corrupt(String),
+    /// A transaction could not begin or commit: nothing of it is stored.
+    #[error("database transaction failed")]
+    Transaction(#[source] Arc<rusqlite::Error>),
+    /// The work panicked: a bug. What it wrote is undone.
+    #[error("the work on the database panicked")]
+    Panicked,
     /// The writer has ended.
     #[error("the database is closed")]
     Closed,
 }
 
-/// What the writer does for one caller: the work, and what to answer once its fate is known.
-type Work = Box<dyn FnOnce(&Connection) -> Finish + Send>;
+/// What the writer does for one caller: the work, in a transaction if one could begin, and what to answer once its fate is
+/// known.
+type Work = Box<dyn FnOnce(Result<&Connection, DbError>) -> Finish + Send>;
 type Finish = Box<dyn FnOnce(Result<(), DbError>) + Send>;
 
 /// A handle to one database; cheap to clone.
@@ -111,11 +119,19 @@ impl Db {
         let mut connection = Connection::open(path).map_err(open)?;
         prepare(&connection, durability).map_err(open)?;
         migrate(&mut connection, path, migrations)?;
+        Db::start(connection, path)
+    }
+
+    /// Starts the writer of a connection that is ready.
+    fn start(connection: Connection, path: &Path) -> Result<Db, DbError> {
         let (writer, queue) = mpsc::channel(QUEUE);
         thread::Builder::new()
             .name("db-writer".to_owned())
             .spawn(move || write_groups(&connection, queue))
-            .map_err(|error| open(rusqlite::Error::ToSqlConversionFailure(error.into())))?;
+            .map_err(|error| DbError::Open {
+                path: path.to_owned(),
+                source: rusqlite::Error::ToSqlConversionFailure(error.into()),
+            })?;
         let readers = Readers {
             path: path.to_owned(),
             idle: Mutex::default(),
@@ -138,8 +154,10 @@ impl Db {
         E: From<DbError> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
-        let job: Work = Box::new(move |connection| {
-            let result = in_savepoint(connection, work);
+        let job: Work = Box::new(move |begun| {
+            let result = begun
+                .map_err(E::from)
+                .and_then(|connection| in_savepoint(connection, work));
             Box::new(move |committed: Result<(), DbError>| {
                 // The caller may have gone; the commit stands.
                 let _ = answer.send(match committed {
@@ -171,7 +189,10 @@ impl Db {
             pool.put_back(connection);
             result
         });
-        let result = done.await.unwrap_or_else(|_| Err(DbError::Closed.into()));
+        let result = done.await.unwrap_or_else(|error| match error.is_panic() {
+            true => Err(DbError::Panicked.into()),
+            false => Err(DbError::Closed.into()),
+        });
         drop(permit);
         result
     }
@@ -244,38 +265,56 @@ fn migrate(connection: &mut Connection, path: &Path, migrations: &[Migration]) -
 /// Commits what has queued up together: one fsync for all of them.
 fn write_groups(connection: &Connection, mut queue: mpsc::Receiver<Work>) {
     while let Some(first) = queue.blocking_recv() {
-        let mut finishes = Vec::new();
-        let committed = connection.execute_batch("BEGIN IMMEDIATE").and_then(|()| {
-            finishes.push(first(connection));
-            while finishes.len() < GROUP_MAX
-                && let Ok(next) = queue.try_recv()
-            {
-                finishes.push(next(connection));
-            }
-            connection.execute_batch("COMMIT")
+        let begun = connection.execute_batch("BEGIN IMMEDIATE").map_err(|error| {
+            // Whoever holds the file holds it for all that wait now.
+            tracing::error!(%error, "cannot begin a database transaction");
+            roll_back(connection);
+            Arc::new(error)
         });
-        if let Err(error) = &committed {
-            tracing::error!(error = %error, "cannot commit to the database");
-            if !connection.is_autocommit() {
-                let _ = connection.execute_batch("ROLLBACK");
-            }
+        let start = || match &begun {
+            Ok(()) => Ok(connection),
+            Err(error) => Err(DbError::Transaction(Arc::clone(error))),
+        };
+        let mut finishes = vec![first(start())];
+        while finishes.len() < GROUP_MAX
+            && let Ok(next) = queue.try_recv()
+        {
+            finishes.push(next(start()));
         }
+        let committed = match &begun {
+            Ok(()) => connection.execute_batch("COMMIT").map_err(|error| {
+                tracing::error!(%error, "cannot commit to the database");
+                roll_back(connection);
+                Arc::new(error)
+            }),
+            // They have been told.
+            Err(_) => Ok(()),
+        };
         for finish in finishes {
-            finish(match &committed {
-                Ok(()) => Ok(()),
-                Err(error) => Err(DbError::Corrupt(format!("commit failed: {error}"))),
-            });
+            finish(committed.clone().map_err(DbError::Transaction));
         }
     }
 }
 
+/// After an error: SQLite may have rolled back by itself, or not.
+fn roll_back(connection: &Connection) {
+    if !connection.is_autocommit() {
+        let _ = connection.execute_batch("ROLLBACK");
+    }
+}
+
+/// A panic of `work` is an error of `work` alone: the others of its group, and all that come later, need the writer.
 fn in_savepoint<T, E: From<DbError>>(
     connection: &Connection,
     work: impl FnOnce(&Connection) -> Result<T, E>,
 ) -> Result<T, E> {
     let batch = |sql| connection.execute_batch(sql).map_err(DbError::from);
     batch("SAVEPOINT work")?;
-    let result = work(connection);
+    // What the work has touched is rolled back or dropped with it.
+    let result = panic::catch_unwind(AssertUnwindSafe(|| work(connection))).unwrap_or_else(|_| {
+        tracing::error!("a database write panicked, it is undone");
+        Err(DbError::Panicked.into())
+    });
     if result.is_err() {
         batch("ROLLBACK TO work")?;
     }
@@ -340,6 +379,44 @@ mod tests {
         bad.unwrap_err();
         twice.unwrap_err();
         assert_eq!(count(&db).await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_panic_undoes_its_work_and_the_writer_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = Db::open(&folder.path().join("t.db"), Durability::Full, &SCHEMA).unwrap();
+        let panics = db.write(|c| {
+            c.execute("INSERT INTO t VALUES (100)", [])?;
+            if true {
+                panic!("a bug");
+            }
+            Ok::<_, DbError>(())
+        });
+        let (good, bad, after) = tokio::join!(insert(&db, 1), panics, insert(&db, 2));
+        good.unwrap();
+        assert!(matches!(bad, Err(DbError::Panicked)), "{bad:?}");
+        after.unwrap();
+        insert(&db, 3).await.unwrap();
+        assert_eq!(count(&db).await, 3);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_another_holds_is_the_reason_that_is_given() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.db");
+        drop(Db::open(&path, Durability::Full, &SCHEMA).unwrap());
+        let impatient = Connection::open(&path).unwrap();
+        impatient.busy_timeout(Duration::ZERO).unwrap();
+        let db = Db::start(impatient, &path).unwrap();
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let refused = insert(&db, 1).await.unwrap_err();
+        let DbError::Transaction(reason) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(reason.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy));
+        other.execute_batch("ROLLBACK").unwrap();
+        insert(&db, 1).await.unwrap();
     }
 
     #[tokio::test]

@@ -150,7 +150,17 @@ pub struct Enrolment {
     pub secret_hash: Digest,
 }
 
-/// Enrols a device with a one-time token.
+/// The device that a token's secret and a key in hex have enrolled already, if they have.
+///
+/// # Errors
+/// The database's.
+pub async fn enrolled_with(db: &Db, secret: &[u8], public_key: &str) -> Result<Option<DeviceId>, DbError> {
+    let (token, key) = (Digest::of(secret), public_key.to_owned());
+    db.read(move |conn| store::enrolled_with(conn, &token, &key)).await
+}
+
+/// Enrols a device with a one-time token. While the token lives, the same device may do it again with the same key, which
+/// costs no use: the answer with its password may never have reached its disk. Only the newest password counts.
 ///
 /// # Errors
 /// [`DeviceError`]; the token keeps its use then.
@@ -238,21 +248,67 @@ pub async fn set_labels(db: &Db, id: &DeviceId, changes: BTreeMap<String, Option
     .await
 }
 
-/// Stores what a device said; false when it was stale and changed nothing.
+/// How a word of a device came here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// From the device itself, at this server's time in UTC milliseconds.
+    At(u64),
+    /// From the broker's memory: it says nothing about when the device was last there.
+    Retained,
+}
+
+impl Heard {
+    fn at_ms(self) -> Option<u64> {
+        match self {
+            Heard::At(at_ms) => Some(at_ms),
+            Heard::Retained => None,
+        }
+    }
+}
+
+/// What a report tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// Nothing: a later one of the same start of the agent is known.
+    Older,
+    /// The device has accepted its newest generation.
+    UpToDate,
+    /// The device has not accepted its newest generation: it has not seen it, or refuses it.
+    Behind,
+}
+
+/// Stores what a device said.
 ///
 /// # Errors
 /// [`DeviceError::NotFound`], or the database's.
-pub async fn record_reported(db: &Db, reported: Reported, now_ms: u64) -> Result<bool, DeviceError> {
-    db.write(move |conn| store::record_reported(conn, &reported, now_ms))
+pub async fn record_reported(db: &Db, reported: Reported, heard: Heard) -> Result<Recorded, DeviceError> {
+    db.write(move |conn| store::record_reported(conn, &reported, heard.at_ms()))
         .await
 }
 
-/// Stores whether a device's connection lives.
+/// Stores that devices were heard, each at its UTC milliseconds. Ids that are not enrolled are passed over.
 ///
 /// # Errors
 /// The database's.
-pub async fn record_connected(db: &Db, id: &DeviceId, connected: bool, now_ms: u64) -> Result<(), DbError> {
+pub async fn record_heard(db: &Db, heard: BTreeMap<DeviceId, u64>) -> Result<(), DbError> {
+    db.write(move |conn| {
+        heard
+            .iter()
+            .try_for_each(|(id, at_ms)| store::record_heard(conn, id, *at_ms))
+    })
+    .await
+}
+
+/// Stores whether a device's connection lives. Its end is the broker's word, not the device's.
+///
+/// # Errors
+/// The database's.
+pub async fn record_connected(db: &Db, id: &DeviceId, connected: bool, heard: Heard) -> Result<(), DbError> {
     let id = id.clone();
-    db.write(move |conn| store::record_connected(conn, &id, connected, now_ms))
-        .await
+    let heard_at_ms = heard.at_ms().filter(|_| connected);
+    db.write(move |conn| {
+        store::set_connected(conn, &id, connected)?;
+        heard_at_ms.map_or(Ok(()), |at_ms| store::record_heard(conn, &id, at_ms))
+    })
+    .await
 }

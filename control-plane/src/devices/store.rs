@@ -9,7 +9,7 @@ use skerry_shared::{
     id::{DeviceId, Generation, ModelName},
 };
 
-use super::{Device, DeviceError, Enrolment};
+use super::{Device, DeviceError, Enrolment, Recorded};
 use crate::db::{DbError, from_json, to_json};
 
 const COLUMNS: &str =
@@ -50,6 +50,19 @@ pub(super) fn enroll(conn: &Connection, enrolment: &Enrolment, now_ms: u64) -> R
     if now_ms as i64 >= expires_at_ms {
         return Err(DeviceError::ExpiredToken);
     }
+    if is_repeated(conn, enrolment, &hash)? {
+        conn.execute(
+            "UPDATE devices SET secret_hash = ?2, platform = ?3, agent_version = ?4 WHERE id = ?1",
+            params![
+                enrolment.device.as_str(),
+                enrolment.secret_hash.as_bytes(),
+                enrolment.platform.as_str(),
+                enrolment.agent_version,
+            ],
+        )
+        .map_err(DbError::from)?;
+        return Ok(());
+    }
     if uses_left < 1 {
         return Err(DeviceError::UsedToken);
     }
@@ -62,8 +75,8 @@ pub(super) fn enroll(conn: &Connection, enrolment: &Enrolment, now_ms: u64) -> R
     )
     .map_err(DbError::from)?;
     conn.execute(
-        "INSERT INTO devices (id, labels, platform, agent_version, public_key, secret_hash, enrolled_at_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "INSERT INTO devices (id, labels, platform, agent_version, public_key, secret_hash, enrolled_at_ms, token_hash)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         params![
             enrolment.device.as_str(),
             labels,
@@ -71,11 +84,28 @@ pub(super) fn enroll(conn: &Connection, enrolment: &Enrolment, now_ms: u64) -> R
             enrolment.agent_version,
             enrolment.public_key,
             enrolment.secret_hash.as_bytes(),
-            now_ms as i64
+            now_ms as i64,
+            hash.as_bytes(),
         ],
     )
     .map_err(DbError::from)?;
     Ok(())
+}
+
+/// True when this device has enrolled with this token and this key before.
+fn is_repeated(conn: &Connection, enrolment: &Enrolment, token: &Digest) -> Result<bool, DbError> {
+    let sql = "SELECT count(*) > 0 FROM devices WHERE id = ?1 AND token_hash = ?2 AND public_key = ?3";
+    let known = params![enrolment.device.as_str(), token.as_bytes(), enrolment.public_key];
+    Ok(conn.query_row(sql, known, |row| row.get(0))?)
+}
+
+/// The device that has enrolled with this token and this key.
+pub(super) fn enrolled_with(conn: &Connection, token: &Digest, key: &str) -> Result<Option<DeviceId>, DbError> {
+    let sql = "SELECT id FROM devices WHERE token_hash = ?1 AND public_key = ?2 ORDER BY enrolled_at_ms LIMIT 1";
+    let id = conn.query_row(sql, params![token.as_bytes(), key], |row| row.get::<_, String>(0));
+    let id = id.optional()?.map(|id| id.parse());
+    id.transpose()
+        .map_err(|error: skerry_shared::id::InvalidId| DbError::Corrupt(error.to_string()))
 }
 
 /// All devices.
@@ -165,27 +195,45 @@ fn change_desired(
     Ok(generation)
 }
 
-pub(super) fn record_reported(conn: &Connection, reported: &Reported, now_ms: u64) -> Result<bool, DeviceError> {
+pub(super) fn record_reported(
+    conn: &Connection,
+    reported: &Reported,
+    heard_at_ms: Option<u64>,
+) -> Result<Recorded, DeviceError> {
     let id = &reported.device;
     let known = get(conn, id)?.ok_or_else(|| DeviceError::NotFound(id.clone()))?;
-    let stale = known
-        .reported
-        .is_some_and(|old| old.boot_id == reported.boot_id && old.seq >= reported.seq);
-    if stale {
-        return Ok(false);
+    if let Some(at_ms) = heard_at_ms {
+        record_heard(conn, id, at_ms)?;
+    }
+    let recorded = if reported.generation < known.generation {
+        Recorded::Behind
+    } else {
+        Recorded::UpToDate
+    };
+    match known.reported.filter(|old| old.boot_id == reported.boot_id) {
+        Some(old) if old.seq > reported.seq => return Ok(Recorded::Older),
+        // The same again.
+        Some(old) if old.seq == reported.seq => return Ok(recorded),
+        _ => {}
     }
     conn.execute(
-        "UPDATE devices SET reported = ?2, agent_version = ?3, last_seen_at_ms = ?4 WHERE id = ?1",
-        params![id.as_str(), to_json(reported), reported.agent.version, now_ms as i64],
+        "UPDATE devices SET reported = ?2, agent_version = ?3 WHERE id = ?1",
+        params![id.as_str(), to_json(reported), reported.agent.version],
     )
     .map_err(DbError::from)?;
-    Ok(true)
+    Ok(recorded)
 }
 
-pub(super) fn record_connected(conn: &Connection, id: &DeviceId, connected: bool, now_ms: u64) -> Result<(), DbError> {
+pub(super) fn record_heard(conn: &Connection, id: &DeviceId, at_ms: u64) -> Result<(), DbError> {
+    let sql = "UPDATE devices SET last_seen_at_ms = max(coalesce(last_seen_at_ms, 0), ?2) WHERE id = ?1";
+    conn.prepare_cached(sql)?.execute(params![id.as_str(), at_ms as i64])?;
+    Ok(())
+}
+
+pub(super) fn set_connected(conn: &Connection, id: &DeviceId, connected: bool) -> Result<(), DbError> {
     conn.execute(
-        "UPDATE devices SET connected = ?2, last_seen_at_ms = ?3 WHERE id = ?1",
-        params![id.as_str(), connected, now_ms as i64],
+        "UPDATE devices SET connected = ?2 WHERE id = ?1",
+        params![id.as_str(), connected],
     )?;
     Ok(())
 }
@@ -209,6 +257,18 @@ pub fn mark_published(conn: &Connection, id: &DeviceId, generation: Generation) 
     conn.execute(
         "UPDATE devices SET published_generation = max(published_generation, ?2) WHERE id = ?1",
         params![id.as_str(), generation.0 as i64],
+    )?;
+    Ok(())
+}
+
+/// Makes a device's desired state unpublished: it is published again.
+///
+/// # Errors
+/// The database's.
+pub fn mark_unpublished(conn: &Connection, id: &DeviceId) -> Result<(), DbError> {
+    conn.execute(
+        "UPDATE devices SET published_generation = 0 WHERE id = ?1",
+        [id.as_str()],
     )?;
     Ok(())
 }

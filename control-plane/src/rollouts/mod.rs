@@ -29,6 +29,8 @@ use crate::{
 
 /// Ten minutes, and the probation on top: a device that says nothing for longer has lost its network or its power.
 pub const DEFAULT_SILENT_AFTER_MS: u64 = 600_000;
+/// A month: a device that says nothing for longer has been taken away, and no rollout waits for it.
+const SILENT_AFTER_MAX_MS: u64 = 30 * 86_400_000;
 /// A day: longer probations are another rollout.
 const PROBATION_MAX_MS: u64 = 86_400_000;
 /// More groups than a person can follow.
@@ -406,6 +408,9 @@ pub async fn create(db: &Db, new: NewRollout, now_ms: u64) -> Result<Rollout, Ro
     }
     if silent_after_ms < 1000 {
         return Err(RolloutError::Invalid("a device may be silent for at least one second"));
+    }
+    if silent_after_ms > SILENT_AFTER_MAX_MS {
+        return Err(RolloutError::Invalid("a device may be silent for at most 30 days"));
     }
     if new.groups.is_empty() || new.groups.len() > GROUPS_MAX {
         return Err(RolloutError::Invalid("a rollout has 1 to 32 deployment groups"));

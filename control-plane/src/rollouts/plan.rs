@@ -88,7 +88,8 @@ pub(super) fn observe(rollout: &Rollout, progress: &mut DeviceProgress, device: 
     }
     let told = progress.detail.reverted.map_or(assigned.at_ms, |r| r.at_ms);
     let heard = device.last_seen_at_ms.unwrap_or(0).max(told);
-    let silent_at = heard + rollout.silent_after_ms + u64::from(rollout.probation_ms);
+    let patience_ms = rollout.silent_after_ms.saturating_add(rollout.probation_ms.into());
+    let silent_at = heard.saturating_add(patience_ms);
     if progress.state.is_terminal() {
         progress.detail.ended_at_ms = Some(now_ms);
         return None;

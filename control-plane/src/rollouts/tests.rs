@@ -14,7 +14,11 @@ use skerry_shared::{
 };
 
 use super::*;
-use crate::{app::CORE_MIGRATIONS, db::Durability, devices::Device};
+use crate::{
+    app::CORE_MIGRATIONS,
+    db::Durability,
+    devices::{Device, Heard},
+};
 
 const NOW: u64 = 1_000_000;
 const SILENT_AFTER_MS: u64 = 60_000;
@@ -71,6 +75,23 @@ impl World {
             error_percent: 0,
         };
         self.create_with(sizes.iter().map(rule).collect(), true).await
+    }
+
+    async fn create_with_patience(&self, silent_after_ms: u64) -> Result<Rollout, RolloutError> {
+        let new = NewRollout {
+            model: model(),
+            version: ModelVersion(2),
+            selector: Selector::default(),
+            groups: vec![GroupRule {
+                size: GroupSize::Rest,
+                success_percent: 100,
+                error_percent: 0,
+            }],
+            probation_ms: None,
+            silent_after_ms: Some(silent_after_ms),
+            start: true,
+        };
+        create(&self.db, new, NOW).await
     }
 
     async fn create_with(&self, groups: Vec<GroupRule>, start: bool) -> Result<Rollout, RolloutError> {
@@ -146,7 +167,9 @@ impl World {
             outcomes: result.map(outcome).into_iter().collect(),
             refused: None,
         };
-        devices::record_reported(&self.db, reported, now_ms).await.unwrap();
+        devices::record_reported(&self.db, reported, Heard::At(now_ms))
+            .await
+            .unwrap();
     }
 }
 
@@ -401,8 +424,34 @@ async fn a_device_that_has_the_bundle_already_has_succeeded() {
     let mut reported = world.device(&device).await.reported.unwrap();
     reported.generation = world.device(&device).await.generation;
     reported.seq += 1;
-    devices::record_reported(&world.db, reported, NOW).await.unwrap();
+    devices::record_reported(&world.db, reported, Heard::At(NOW))
+        .await
+        .unwrap();
     assert_eq!(world.settle(again.id, NOW).await.state, RolloutState::Finished);
+}
+
+#[tokio::test]
+async fn the_patience_with_a_silent_device_has_an_end() {
+    let world = World::new(1).await;
+    for refused in [SILENT_AFTER_MAX_MS + 1, u64::MAX] {
+        let refused = world.create_with_patience(refused).await;
+        assert!(matches!(refused, Err(RolloutError::Invalid(_))), "{refused:?}");
+    }
+    world.create_with_patience(SILENT_AFTER_MAX_MS).await.unwrap();
+}
+
+#[test]
+fn a_stored_patience_without_end_does_not_overflow() {
+    let mut rollout = planned(1, 100, 0);
+    (rollout.silent_after_ms, rollout.probation_ms) = (u64::MAX, 1);
+    let mut progress = rollout.devices().next().unwrap().clone();
+    progress.detail.assigned = Some(Assigned {
+        generation: Generation(1),
+        at_ms: NOW,
+        previous: None,
+    });
+    let silent_at_ms = plan::observe(&rollout, &mut progress, &silent_device(0), NOW);
+    assert_eq!(silent_at_ms, Some(u64::MAX));
 }
 
 #[test]
@@ -458,13 +507,8 @@ proptest! {
     }
 }
 
-fn planned(devices: usize, success_percent: u8, error_percent: u8) -> Rollout {
-    let rule = |size| GroupRule {
-        size,
-        success_percent,
-        error_percent,
-    };
-    let device = |n: usize| Device {
+fn silent_device(n: usize) -> Device {
+    Device {
         id: format!("d{n}").parse().unwrap(),
         labels: BTreeMap::new(),
         platform: "pulley64".parse().unwrap(),
@@ -475,6 +519,14 @@ fn planned(devices: usize, success_percent: u8, error_percent: u8) -> Rollout {
         generation: Generation(0),
         desired: Vec::new(),
         reported: None,
+    }
+}
+
+fn planned(devices: usize, success_percent: u8, error_percent: u8) -> Rollout {
+    let rule = |size| GroupRule {
+        size,
+        success_percent,
+        error_percent,
     };
     let rules = [
         rule(GroupSize::Count(2)),
@@ -492,7 +544,7 @@ fn planned(devices: usize, success_percent: u8, error_percent: u8) -> Rollout {
         selector: Selector::default(),
         state: RolloutState::Ready,
         reason: String::new(),
-        groups: plan::groups(RolloutId(1), &rules, (0..devices).map(device).collect()).unwrap(),
+        groups: plan::groups(RolloutId(1), &rules, (0..devices).map(silent_device).collect()).unwrap(),
         created_at_ms: 0,
         ended_at_ms: None,
     }

@@ -13,7 +13,7 @@ use crate::app::random_hex;
 pub(super) const SESSION_SECONDS: u64 = 12 * 3600;
 /// More than people who operate one fleet. Above it the session that ends first is closed.
 const SESSIONS_MAX: usize = 1024;
-/// A person mistypes less often; whoever tries tokens by machine gets no further.
+/// A person mistypes less often; whoever tries tokens by machine is told to stop.
 const FAILURES_PER_MINUTE: u32 = 10;
 
 /// A signed-in browser.
@@ -86,7 +86,7 @@ struct Window {
 }
 
 impl Attempts {
-    /// True while a further attempt may be made.
+    /// True while a wrong token is answered like a person's mistake.
     pub(super) fn may_try(&self, now_ms: u64) -> bool {
         let window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         window.minute != now_ms / 60_000 || window.failures < FAILURES_PER_MINUTE
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_tokens_close_the_door_for_the_rest_of_the_minute() {
+    fn who_sends_many_wrong_tokens_is_told_to_stop_for_the_rest_of_the_minute() {
         let attempts = Attempts::default();
         for _ in 0..FAILURES_PER_MINUTE {
             assert!(attempts.may_try(60_000));

@@ -42,15 +42,20 @@ pub(super) async fn login(
     require_same_origin(&headers)?;
     let Form(form) = form.map_err(|_| PageError::Malformed)?;
     let now = now_ms();
-    if !console.attempts.may_try(now) {
-        let error = Some("Too many wrong tokens. Try again in a minute.");
-        return Ok((StatusCode::TOO_MANY_REQUESTS, page(&LoginPage { error })?).into_response());
-    }
     let token = Digest::of(form.token.trim().as_bytes());
+    // The token comes before the limit, which all browsers share: whoever sends wrong ones must not keep a right one out.
+    // A token has 256 random bits, so that none is found by trying.
     if !auth::is_known(&console.app.core, token).await? {
+        let (status, error) = if console.attempts.may_try(now) {
+            (StatusCode::UNAUTHORIZED, "This API token is not known.")
+        } else {
+            (
+                StatusCode::TOO_MANY_REQUESTS,
+                "Too many wrong tokens. Try again in a minute.",
+            )
+        };
         console.attempts.failed(now);
-        let error = Some("This API token is not known.");
-        return Ok((StatusCode::UNAUTHORIZED, page(&LoginPage { error })?).into_response());
+        return Ok((status, page(&LoginPage { error: Some(error) })?).into_response());
     }
     let id = console
         .sessions

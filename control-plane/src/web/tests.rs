@@ -80,7 +80,7 @@ impl Browser {
         });
         change(&mut reported);
         let reported = serde_json::from_value(reported).unwrap();
-        devices::record_reported(&self.server.server.app().core, reported, now_ms())
+        devices::record_reported(&self.server.server.app().core, reported, devices::Heard::At(now_ms()))
             .await
             .unwrap();
     }
@@ -137,7 +137,7 @@ async fn without_a_session_every_page_leads_to_the_sign_in() {
 }
 
 #[tokio::test]
-async fn a_wrong_token_is_refused_and_soon_not_even_looked_at() {
+async fn wrong_tokens_are_refused_and_do_not_keep_a_right_one_out() {
     let server = TestServer::start().await;
     let answer = login(&server, "skp_wrong", &[]).await;
     assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
@@ -149,6 +149,8 @@ async fn a_wrong_token_is_refused_and_soon_not_even_looked_at() {
         answers.push(login(&server, "skp_wrong", &[]).await.status);
     }
     assert!(answers.contains(&StatusCode::TOO_MANY_REQUESTS));
+    let answer = login(&server, &server.token, &[]).await;
+    assert_eq!(answer.status, StatusCode::SEE_OTHER);
 }
 
 #[tokio::test]
@@ -211,7 +213,7 @@ async fn an_empty_fleet_says_what_to_do() {
     let browser = Browser::sign_in().await;
     let page = browser.get("/").await.body;
     assert!(
-        page.contains("skerry device token") && page.contains("skerry-agent enroll"),
+        page.contains("skerry device token") && page.contains("SKERRY_ENROLL_TOKEN=TOKEN skerry-agent enroll"),
         "{page}"
     );
 }
