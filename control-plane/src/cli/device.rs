@@ -17,7 +17,9 @@ use super::{
 #[derive(Subcommand, Debug)]
 pub(super) enum Command {
     /// Makes an enrolment token; it is shown once.
-    #[command(after_help = "On the device:\n  SKERRY_ENROLL_TOKEN=TOKEN skerry-agent enroll --server URL\n  skerry-agent run")]
+    #[command(
+        after_help = "On the device:\n  SKERRY_ENROLL_TOKEN=TOKEN skerry-agent enroll --server URL\n  skerry-agent run"
+    )]
     Token {
         /// How long it can be used.
         #[arg(long, default_value = "24h", value_parser = duration)]
