@@ -68,6 +68,16 @@ impl ClientError {
     pub fn is_not_found(&self) -> bool {
         matches!(self, ClientError::Refused { status: 404, .. })
     }
+
+    /// True when the control plane, or the way to it, may be back in a moment.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            ClientError::Connection { .. } | ClientError::Read { .. } => true,
+            // 502 to 504: a proxy that cannot reach it.
+            ClientError::Refused { status, .. } => (502..=504).contains(status),
+            ClientError::Answer { .. } => false,
+        }
+    }
 }
 
 /// A connection to the control plane.

@@ -1,6 +1,9 @@
 //! `skerry rollout`: bring a published bundle to devices, group by group.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -8,7 +11,7 @@ use skerry_shared::id::{ModelName, ModelVersion};
 
 use super::{
     Done, Global, Output,
-    client::{Client, list},
+    client::{Client, ClientError, list},
     output::{self, ago, text},
     parse::duration,
 };
@@ -160,15 +163,25 @@ fn watch(client: &Client, id: u64, form: Output) -> Done {
     };
     say(&last);
     while !is_over(&last) {
-        client.events(&format!("/api/v1/rollouts/{id}/events"), |rollout| {
+        let heard = client.events(&format!("/api/v1/rollouts/{id}/events"), |rollout| {
             say(&rollout);
             let over = is_over(&rollout);
             last = rollout;
             !over
-        })?;
-        // The stream may end early, for example when the control plane restarts: look, then listen again.
-        last = client.rollout(id)?;
+        });
+        match heard {
+            Err(error) if !error.is_outage() => return Err(error.into()),
+            // The stream may end early, for example when the control plane restarts: look, then listen again.
+            _ if !is_over(&last) => {
+                std::thread::sleep(OUTAGE.first_wait);
+                last = patiently(OUTAGE, || client.rollout(id))?;
+                say(&last);
+            }
+            _ => {}
+        }
     }
+    // Once more: the stream tells the state, this the whole.
+    last = patiently(OUTAGE, || client.rollout(id))?;
     match form {
         Output::Json => output::json(&last),
         Output::Table => show(&last),
@@ -178,6 +191,39 @@ fn watch(client: &Client, id: u64, form: Output) -> Done {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// How a call is repeated while the control plane cannot be reached.
+#[derive(Clone, Copy)]
+struct Patience {
+    first_wait: Duration,
+    /// Waits double up to here.
+    longest_wait: Duration,
+    in_all: Duration,
+}
+
+/// A restart on a slow board, with a migration, or an update of its machine.
+const OUTAGE: Patience = Patience {
+    first_wait: Duration::from_millis(200),
+    longest_wait: Duration::from_secs(5),
+    in_all: Duration::from_secs(120),
+};
+
+/// Without jitter: one person watches.
+fn patiently<T>(patience: Patience, mut call: impl FnMut() -> Result<T, ClientError>) -> Result<T, ClientError> {
+    let (start, mut wait) = (Instant::now(), patience.first_wait);
+    loop {
+        match call() {
+            Err(error) if error.is_outage() && start.elapsed() + wait <= patience.in_all => {
+                if wait == patience.first_wait {
+                    output::note("the control plane cannot be reached, trying again");
+                }
+                std::thread::sleep(wait);
+                wait = (wait * 2).min(patience.longest_wait);
+            }
+            other => return other,
+        }
+    }
 }
 
 fn is_over(rollout: &Value) -> bool {
@@ -235,4 +281,85 @@ fn show(rollout: &Value) {
         ]
     };
     output::table(["group", "device", "state", "error"], devices(rollout).map(row));
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::{
+        io::{BufRead, BufReader, Write},
+        net::TcpListener,
+        thread,
+    };
+
+    use super::*;
+
+    fn rollout(state: &str) -> String {
+        json!({"id": 1, "model": "m", "version": 2, "state": state, "reason": "", "groups": []}).to_string()
+    }
+
+    /// A server that gives each connection the next answer, and hangs up; an empty one is a server that dies.
+    fn serve(answers: Vec<String>) -> (String, thread::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        let serving = thread::spawn(move || {
+            for answer in answers {
+                let (mut socket, _) = listener.accept().unwrap();
+                let request = BufReader::new(socket.try_clone().unwrap()).lines();
+                for line in request.map_while(Result::ok) {
+                    if line.is_empty() {
+                        break;
+                    }
+                }
+                if !answer.is_empty() {
+                    write!(socket, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{answer}").unwrap();
+                }
+            }
+        });
+        (server, serving)
+    }
+
+    #[test]
+    fn a_watch_outlives_a_restart_of_the_control_plane() {
+        let (running, finished) = (rollout("running"), rollout("finished"));
+        let event = |rollout: &str| format!("data: {rollout}\n\n");
+        let (server, serving) = serve(vec![
+            running.clone(),
+            event(&running),
+            String::new(),
+            String::new(),
+            running.clone(),
+            String::new(),
+            running.clone(),
+            event(&finished),
+            finished.clone(),
+        ]);
+        let code = watch(&Client::new(&server, None), 1, Output::Json).ok();
+        assert_eq!(format!("{code:?}"), format!("{:?}", Some(ExitCode::SUCCESS)));
+        serving.join().unwrap();
+    }
+
+    #[test]
+    fn patience_has_an_end_and_is_for_outages_only() {
+        let impatient = Patience {
+            in_all: Duration::ZERO,
+            ..OUTAGE
+        };
+        let outage = || ClientError::Connection {
+            server: String::new(),
+            source: Box::new(ureq::Error::HostNotFound),
+        };
+        patiently::<()>(impatient, || Err(outage())).unwrap_err();
+        let mut calls = 0;
+        let refused = patiently::<()>(OUTAGE, || {
+            calls += 1;
+            Err(ClientError::Refused {
+                status: 404,
+                title: String::new(),
+                detail: String::new(),
+            })
+        });
+        assert!(refused.unwrap_err().is_not_found());
+        assert_eq!(calls, 1);
+    }
 }

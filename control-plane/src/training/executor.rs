@@ -3,7 +3,7 @@
 //! The queue is the `scheduled` runs in the database; a notification says that it may have grown. Invariant: a run's processes
 //! are dead before its end is in the database, and whoever waits for the end is told after that.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use skerry_shared::id::RunId;
 use tokio::{task::JoinSet, time::Instant};
@@ -19,6 +19,10 @@ use super::{
     store,
 };
 use crate::db::DbError;
+
+/// After a database error: a disk that is full or a file that another process holds.
+const RETRY_MIN: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// Takes up what an earlier process left. Its running runs have failed: what their scripts print goes nowhere, and nobody
 /// counts their time. Processes with a run's id in their environment are certainly the run's, and are killed.
@@ -78,19 +82,34 @@ impl Training {
     /// Executes runs until `shutdown`; then stops the running ones, which have failed, and leaves the others scheduled.
     pub async fn execute(self, shutdown: CancellationToken) {
         let mut executing = JoinSet::new();
+        let mut retry = RETRY_MIN;
         while !shutdown.is_cancelled() {
-            while !shutdown.is_cancelled()
-                && executing.len() < self.0.parts.config.max_concurrent_runs
-                && let Some(run) = self.claim().await
-            {
-                self.moved(Moved::Run(run.id.clone()));
-                let live = self.add_live(&run.id);
-                let training = self.clone();
-                executing.spawn(execute(training, run, live, shutdown.clone()));
+            let mut failed = false;
+            while !shutdown.is_cancelled() && executing.len() < self.0.parts.config.max_concurrent_runs {
+                match self.claim().await {
+                    Ok(Some(run)) => {
+                        retry = RETRY_MIN;
+                        self.moved(Moved::Run(run.id.clone()));
+                        let live = self.add_live(&run.id);
+                        let training = self.clone();
+                        executing.spawn(execute(training, run, live, shutdown.clone()));
+                    }
+                    Ok(None) => {
+                        retry = RETRY_MIN;
+                        break;
+                    }
+                    Err(error) => {
+                        tracing::error!(error = %chain(error), "cannot take the next run, trying again");
+                        failed = true;
+                        break;
+                    }
+                }
             }
             tokio::select! {
                 () = self.0.wake.notified() => {}
                 Some(_) = executing.join_next() => {}
+                // Without jitter: nobody else asks this database.
+                () = tokio::time::sleep(retry), if failed => retry = (retry * 2).min(RETRY_MAX),
                 () = shutdown.cancelled() => {}
             }
         }
@@ -101,13 +120,9 @@ impl Training {
     }
 
     /// The run whose turn it is, which is `running` then.
-    pub(super) async fn claim(&self) -> Option<Run> {
+    pub(super) async fn claim(&self) -> Result<Option<Run>, DbError> {
         let now = self.now();
-        let claimed = self.0.parts.db.write(move |conn| store::claim(conn, now)).await;
-        claimed.unwrap_or_else(|error| {
-            tracing::error!(error = %chain(error), "cannot take the next run");
-            None
-        })
+        self.0.parts.db.write(move |conn| store::claim(conn, now)).await
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
     *,
 };
 use crate::{
-    db::{Durability, Migration},
+    db::{DbError, Durability, Migration},
     registry,
 };
 
@@ -623,10 +623,33 @@ async fn a_shutdown_stops_scripts_and_keeps_the_queue() {
 }
 
 #[tokio::test]
+async fn a_database_error_does_not_leave_a_run_waiting() {
+    let mut fixture = Fixture::idle(Limits::default()).await;
+    let id = fixture.submit("true").await;
+    // Nothing else shall wake the executor.
+    fixture.training.0.wake.notified().await;
+    let rename = async |from: &str, to: &str| {
+        let sql = format!("ALTER TABLE {from} RENAME TO {to}");
+        let db = &fixture.training.0.parts.db;
+        let renamed = db.write(move |conn| Ok::<_, DbError>(conn.execute_batch(&sql)?)).await;
+        renamed.unwrap();
+    };
+    rename("runs", "away").await;
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(fixture.training.clone().execute(shutdown.clone()));
+    // On this one thread the executor asks first, and the writer keeps the order.
+    tokio::task::yield_now().await;
+    rename("away", "runs").await;
+    fixture.executor = Some((shutdown, task));
+    assert_eq!(fixture.ended(&id).await.status, RunStatus::Finished);
+    fixture.stop().await;
+}
+
+#[tokio::test]
 async fn a_run_left_running_by_a_dead_server_is_failed_at_start_with_its_processes() {
     let mut fixture = Fixture::idle(Limits::default()).await;
     let id = fixture.submit("true").await;
-    let claimed = fixture.training.claim().await.unwrap();
+    let claimed = fixture.training.claim().await.unwrap().unwrap();
     assert_eq!((claimed.id.clone(), claimed.status), (id.clone(), RunStatus::Running));
     let sleep = |run: &str| {
         let mut command = std::process::Command::new("sleep");
