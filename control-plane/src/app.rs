@@ -172,6 +172,10 @@ impl Server {
         })?;
         let http_address = listener.local_addr().context("cannot learn the HTTP address")?;
 
+        let changes = Changes::new();
+        let training = open_training(&config, &core, &blobs, changes.clone()).await?;
+
+        // The broker last: what fails before it leaves nothing running.
         let own_password = random_hex::<32>()?;
         let (broker, connection) = match &config.mqtt {
             Mqtt::Embedded { bind } => {
@@ -217,8 +221,6 @@ impl Server {
             }
         };
         let shutdown = CancellationToken::new();
-        let changes = Changes::new();
-        let training = open_training(&config, &core, &blobs, changes.clone()).await?;
         // Shown once: only now that nothing can keep it from being shown.
         let first_api_token = api::auth::ensure_first_token(&core, now_ms()).await?;
         let app = Arc::new(App {
