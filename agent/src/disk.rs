@@ -34,8 +34,13 @@ pub(crate) enum DiskError {
 }
 
 impl DiskError {
+    /// True when there is no more room: on the disk, in a quota, or under the limit of a single file.
     pub(crate) fn is_full(&self) -> bool {
-        matches!(self, DiskError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let DiskError::Io { source, .. } = self else {
+            return false;
+        };
+        matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge)
     }
 }
 

@@ -177,6 +177,8 @@ impl Poller {
         match event {
             Event::Incoming(Incoming::ConnAck(_)) => {
                 tracing::info!("connected to the broker");
+                // The crate forgets to forget it, and nothing would go out any more.
+                event_loop.state.collision = None;
                 // Not through the queue, which may be full of what was said before: these come first, and always fit.
                 for channel in [Channel::Desired, Channel::Chunk, Channel::Ack] {
                     let subscribe = Subscribe::new(self.sender.topic(channel), QoS::AtLeastOnce);

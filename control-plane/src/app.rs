@@ -1,12 +1,14 @@
 //! The running control plane: its parts, and the one place that wires them.
 
 use std::{
+    fs::{File, TryLockError},
     net::SocketAddr,
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use skerry_broker::{Broker, BrokerConfig, Limits};
 use skerry_shared::{
     digest::Digest,
@@ -146,6 +148,8 @@ pub struct Server {
     broker: Option<Broker>,
     tasks: JoinSet<()>,
     shutdown: CancellationToken,
+    /// Held for as long as the data folder is in use.
+    _lock: File,
 }
 
 impl Server {
@@ -156,6 +160,7 @@ impl Server {
     pub async fn start(config: Config) -> anyhow::Result<Server> {
         let data = &config.data_dir;
         std::fs::create_dir_all(data).with_context(|| format!("cannot make data folder {}", data.display()))?;
+        let lock = lock(data)?;
         let keys = Arc::new(OnlineKeys::read(&config.signing_dir)?);
         let core = Db::open(&data.join("core.db"), Durability::Full, CORE_MIGRATIONS)?;
         let telemetry = Db::open(&data.join("telemetry.db"), Durability::Normal, telemetry::MIGRATIONS)?;
@@ -256,6 +261,7 @@ impl Server {
             broker,
             tasks,
             shutdown,
+            _lock: lock,
         })
     }
 
@@ -296,6 +302,21 @@ impl Server {
 /// All routes: the API, and the console for the rest.
 pub(crate) fn router(app: &Arc<App>) -> axum::Router {
     api::router(Arc::clone(app)).merge(web::router(Arc::clone(app)))
+}
+
+/// Holds the data folder for one control plane: a second one would take the first one's runs for dead.
+fn lock(data: &Path) -> anyhow::Result<File> {
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(data.join("lock"));
+    let file = file.with_context(|| format!("cannot open the lock in {}", data.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!("another control plane runs with data folder {}", data.display()),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", data.display())),
+    }
 }
 
 async fn open_training(config: &Config, core: &Db, blobs: &BlobStore, changes: Changes) -> anyhow::Result<Training> {
@@ -429,5 +450,7 @@ mod tests {
         std::fs::remove_file(in_the_way).unwrap();
         let server = Server::start(config).await.unwrap();
         assert!(server.first_api_token().is_some());
+        let second = Server::start(server.app().config.clone()).await.err().unwrap();
+        assert!(second.to_string().contains("another control plane"), "{second}");
     }
 }

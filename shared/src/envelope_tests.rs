@@ -15,9 +15,10 @@ use crate::{
     digest::Digest,
     id::{BootId, DeviceId, Generation, ModelName, ModelVersion, Platform, ResourceName, RolloutId, RunId},
     oip::{Datatype, TensorMetadata},
+    otlp::{FrameError, TelemetryFrame},
     schema::{Envelope, EnvelopeError, SchemaVersion},
     topic::{Channel, Topic},
-    transfer::{Object, Want},
+    transfer::{Object, Part, PartContent, PartError, Want},
 };
 
 const SCHEMA: SchemaVersion = SchemaVersion::CURRENT;
@@ -348,7 +349,34 @@ proptest! {
     }
 
     #[test]
+    fn a_part_keeps_its_promises(request in any::<u64>(), part in any::<u32>(), more in 1..9_u32, data in vec(any::<u8>(), 0..100)) {
+        let parts = part.saturating_add(more);
+        prop_assume!(part < parts);
+        for content in [PartContent::Data(&data), PartContent::NotFound, PartContent::Busy] {
+            let message = Part { request, part, parts, content }.to_bytes();
+            prop_assert_eq!(Part::from_bytes(&message).unwrap(), Part { request, part, parts, content });
+            let mut other = message.clone();
+            other[0] = 2;
+            prop_assert_eq!(Part::from_bytes(&other), Err(PartError::UnknownVersion(2)));
+            prop_assert!(Part::from_bytes(&message[..17]).is_err(), "a torn header is refused");
+        }
+    }
+
+    #[test]
+    fn a_telemetry_frame_keeps_its_promises(boot_id in boot(), seq in any::<u64>(), raw_len in 0..=TelemetryFrame::RAW_LIMIT_BYTES, body in vec(any::<u8>(), 0..100)) {
+        let frame = TelemetryFrame { id: FrameId { boot_id, seq }, raw_len, body: &body };
+        let message = frame.to_bytes();
+        prop_assert_eq!(TelemetryFrame::from_bytes(&message).unwrap(), frame);
+        let mut other = message.clone();
+        other[0] = 2;
+        let refused = TelemetryFrame::from_bytes(&other);
+        prop_assert!(matches!(refused, Err(FrameError::Unknown { version: 2, .. })), "another version is refused");
+        prop_assert!(TelemetryFrame::from_bytes(&message[..29]).is_err(), "a torn header is refused");
+    }
+
+    #[test]
     fn arbitrary_bytes_are_no_envelope_and_no_topic(bytes in vec(any::<u8>(), 0..200), text in ".{0,60}") {
+        let _ = (Part::from_bytes(&bytes), TelemetryFrame::from_bytes(&bytes));
         let _ = (Desired::from_json(&bytes), Reported::from_json(&bytes), Manifest::from_json(&bytes), Want::from_json(&bytes));
         if let Ok(topic) = text.parse::<Topic>() {
             prop_assert_eq!(topic.to_string(), text);

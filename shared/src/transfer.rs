@@ -62,7 +62,7 @@ pub struct Part<'a> {
 }
 
 /// What a part carries.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PartContent<'a> {
     /// Bytes of the object.
     Data(&'a [u8]),

@@ -271,7 +271,7 @@ fn failure(group: &Group) -> String {
     let first = first.filter_map(|d| d.detail.error.as_ref()).next();
     let first = first.map_or_else(String::new, |error| format!("; {}: {}", error.code, error.message));
     format!(
-        "group {}: {} of {} devices failed, {} % may{first}",
+        "group {}: {} of {} devices failed, at most {} % may{first}",
         group.name, tally.failed, tally.total, group.rule.error_percent
     )
 }

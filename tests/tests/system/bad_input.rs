@@ -177,6 +177,39 @@ fn a_bundle_that_does_not_fit_the_disk_fails_before_it_is_fetched() {
 }
 
 #[test]
+fn a_disk_that_fills_in_the_middle_fails_the_update_and_nothing_else() {
+    let fleet = Fleet::start(PROGRAM).unwrap();
+    let mut devices = fleet.devices(&["dev-1"]).unwrap();
+    let device = &mut devices[0];
+    fleet.release(1).unwrap();
+    fleet.deploy(1).unwrap();
+    device.stop().unwrap();
+    // From now on no file can grow beyond 100 blocks of at most 1 KiB: writing v2's model breaks off in the middle.
+    let limited = "trap '' XFSZ; ulimit -f 100; exec \"$0\" agent \"$@\"";
+    device.agent = ["sh", "-c", limited, PROGRAM].map(Into::into).to_vec();
+    device.start().unwrap();
+    fleet.release(2).unwrap();
+    let id = fleet.roll_out(2, &["rest"]).unwrap();
+    let stopped = fleet.wait_for_rollout(id, &["stopped", "finished"]).unwrap();
+    let progress = &stopped["groups"][0]["devices"][0];
+    assert_eq!(progress["error"]["code"], "enospc", "{progress}");
+    assert_eq!(progress["state"], "failed", "nothing on the device had changed");
+    assert_eq!(device.infer(&test_windows().unwrap()[0]).unwrap().0, 1, "v1 serves on");
+    let half = files_in(&device.state_dir.join("store")).unwrap();
+    let half = half
+        .iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "tmp"));
+    assert_eq!(half.count(), 0, "nothing half-done stays");
+
+    // With room again the same rollout, asked for anew, goes through.
+    device.stop().unwrap();
+    device.agent = [PROGRAM, "agent"].map(Into::into).to_vec();
+    device.start().unwrap();
+    fleet.deploy(2).unwrap();
+    assert_eq!(device.infer(&test_windows().unwrap()[0]).unwrap().0, 2);
+}
+
+#[test]
 fn malformed_calls_get_problem_details() {
     let fleet = Fleet::start(PROGRAM).unwrap();
     let config = ureq::Agent::config_builder().http_status_as_error(false);

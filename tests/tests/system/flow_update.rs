@@ -1,13 +1,92 @@
 //! The device's half of the loop: rollouts → transfer ══ MQTT ══▶ link → transfer → verify → install → run.
 
-use serde_json::json;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+use skerry_shared::{
+    digest::Digest,
+    transfer::{Part, PartContent},
+};
 use skerry_system_tests::{
-    Fleet,
+    Device, Fleet,
     faults::files_in,
     fixtures::{MODEL, test_windows},
+    process::PATIENCE,
 };
 
 use crate::PROGRAM;
+
+/// A client of the broker with a device's own credentials, in the place of its agent.
+struct OnTheWire {
+    client: rumqttc::Client,
+    messages: rumqttc::Connection,
+}
+
+impl OnTheWire {
+    fn connect(device: &Device) -> OnTheWire {
+        let identity = std::fs::read(device.state_dir.join("identity.json")).unwrap();
+        let mqtt = serde_json::from_slice::<Value>(&identity).unwrap()["mqtt"].take();
+        let text = |key: &str| mqtt[key].as_str().unwrap().to_owned();
+        let port = mqtt["port"].as_u64().unwrap() as u16;
+        let mut options = rumqttc::MqttOptions::new(text("username"), text("host"), port);
+        options.set_credentials(text("username"), text("password"));
+        options.set_max_packet_size(256 * 1024, 256 * 1024);
+        let (client, messages) = rumqttc::Client::new(options, 16);
+        OnTheWire { client, messages }
+    }
+
+    /// The next message on one of the device's channels.
+    fn next(&mut self, channel: &str) -> Vec<u8> {
+        let end = std::time::Instant::now() + PATIENCE;
+        loop {
+            let left = end.saturating_duration_since(std::time::Instant::now());
+            let event = self.messages.recv_timeout(left).unwrap().unwrap();
+            if let rumqttc::Event::Incoming(rumqttc::Incoming::Publish(publish)) = event
+                && publish.topic.ends_with(channel)
+            {
+                return publish.payload.to_vec();
+            }
+        }
+    }
+}
+
+#[test]
+fn flow_a_rollout_becomes_a_desired_state_on_the_wire_and_wants_get_their_parts() {
+    let fleet = Fleet::start(PROGRAM).unwrap();
+    let device = fleet.enroll("dev-1").unwrap();
+    let published = fleet.release(1).unwrap();
+    let mut wire = OnTheWire::connect(&device);
+    for channel in ["desired", "chunk"] {
+        let topic = format!("skerry/v1/d/dev-1/{channel}");
+        wire.client.subscribe(topic, rumqttc::QoS::AtLeastOnce).unwrap();
+    }
+    let id = fleet.roll_out(1, &["rest"]).unwrap();
+    let envelope: Value = serde_json::from_slice(&wire.next("desired")).unwrap();
+    let payload = STANDARD.decode(envelope["payload"].as_str().unwrap()).unwrap();
+    let desired: Value = serde_json::from_slice(&payload).unwrap();
+    assert_eq!(
+        (&desired["device"], &desired["generation"]),
+        (&json!("dev-1"), &json!(1))
+    );
+    assert_eq!(desired["bundles"][0]["rollout"], id);
+    assert_eq!(desired["bundles"][0]["index"], published["index"]);
+
+    let want = json!({"schema": "1.0", "request": 7, "object": {"blob": published["index"]}, "parts": [0]});
+    let topic = "skerry/v1/d/dev-1/want";
+    wire.client
+        .publish(topic, rumqttc::QoS::AtLeastOnce, false, want.to_string())
+        .unwrap();
+    let message = wire.next("chunk");
+    let part = Part::from_bytes(&message).unwrap();
+    let PartContent::Data(index) = part.content else {
+        panic!("{part:?}")
+    };
+    assert_eq!((part.request, part.part), (7, 0));
+    assert_eq!(
+        json!(Digest::of(index)),
+        published["index"],
+        "the index is small enough for one part"
+    );
+}
 
 #[test]
 fn flow_a_rollout_reaches_a_device_over_the_link_and_its_model_answers() {
@@ -40,7 +119,7 @@ fn flow_a_second_version_reuses_what_the_device_has() {
     fleet.release(1).unwrap();
     fleet.release(2).unwrap();
     fleet.deploy(1).unwrap();
-    let needed = |rollout: &serde_json::Value| rollout["groups"][0]["devices"][0]["wire_bytes"].as_u64().unwrap();
+    let needed = |rollout: &Value| rollout["groups"][0]["devices"][0]["wire_bytes"].as_u64().unwrap();
     let alone = Fleet::start(PROGRAM).unwrap();
     let _other = alone.devices(&["dev-1"]).unwrap();
     alone.release(1).unwrap();

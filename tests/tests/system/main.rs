@@ -1,4 +1,18 @@
 //! End-to-end tests: real processes, real files, real broker. One program, since each more would be linked for itself.
+//!
+//! The arrows of the flow (docs/architecture.md) and the tests that walk them:
+//!
+//! | arrow | test |
+//! |---|---|
+//! | training → registry | `flow_a_run_becomes_a_model_version_with_its_lineage` |
+//! | registry → signing → publish | `flow_a_registered_version_is_bundled_signed_and_published` |
+//! | publish → rollouts | `flow_only_a_published_bundle_can_be_rolled_out` |
+//! | rollouts → transfer ══ MQTT ══▶ link | `flow_a_rollout_becomes_a_desired_state_on_the_wire_and_wants_get_their_parts` |
+//! | link → transfer → verify | `flow_a_second_version_reuses_what_the_device_has` |
+//! | verify → install | `flow_a_bundle_that_fails_its_golden_vectors_is_refused_and_the_old_one_serves_on` |
+//! | install → run | `flow_a_rollout_reaches_a_device_over_the_link_and_its_model_answers` |
+//! | run → spool ══ MQTT ══▶ telemetry | `flow_what_a_device_counts_is_stored_once_and_can_be_asked_for` |
+//! | all of them | `flow_the_demo_holds_everything_it_claims` |
 #![allow(clippy::unwrap_used)]
 
 mod attack_transfer;
