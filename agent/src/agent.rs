@@ -386,12 +386,16 @@ impl Agent {
                 return self.report();
             }
         };
+        // Whatever was refused before, the control plane's own word has arrived now.
+        let complained = self.refused.take().is_some();
         let known = self.keeper.get().desired.as_ref().map(|desired| desired.generation);
         if known.is_some_and(|known| desired.generation <= known) {
+            if complained {
+                self.report();
+            }
             return;
         }
         tracing::info!(generation = desired.generation.0, "a new desired state");
-        self.refused = None;
         if let Err(error) = self.accept(desired) {
             return log_disk(error);
         }

@@ -5,7 +5,6 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context, bail};
-use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use skerry_shared::{digest::Digest, id::DeviceId};
@@ -44,7 +43,6 @@ impl Identity {
 struct Answer {
     device_id: DeviceId,
     mqtt: MqttAccess,
-    root: String,
 }
 
 #[derive(Deserialize)]
@@ -96,13 +94,12 @@ pub(crate) fn enroll(
         "platform": skerry_inference::host_platform(),
         "agent_version": env!("CARGO_PKG_VERSION"),
     });
-    let answer = call(server, &body)?;
-    let root = STANDARD
-        .decode(&answer.root)
-        .context("the control plane's answer is malformed")?;
+    // The root first: a false server never sees the token.
+    let root = fetch_root(server)?;
     if Digest::of(&root) != pinned {
         bail!("the control plane's root metadata is not the one that the token names: do not trust this server");
     }
+    let answer = call(server, &body)?;
     disk::write(&state_dir.join("trust/root.json"), &root, Access::Everybody)?;
     let MqttAccess {
         host,
@@ -128,13 +125,32 @@ pub(crate) fn enroll(
     Ok(identity.device_id)
 }
 
-fn call(server: &str, body: &Value) -> anyhow::Result<Answer> {
+fn http() -> ureq::Agent {
     let config = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_global(Some(Duration::from_secs(30)));
-    let agent: ureq::Agent = config.build().into();
+    config.build().into()
+}
+
+/// The root metadata with which the control plane's repository began.
+fn fetch_root(server: &str) -> anyhow::Result<Vec<u8>> {
+    let url = format!("{}/tuf/1.root.json", server.trim_end_matches('/'));
+    let response = http().get(&url).call();
+    let mut response = response.with_context(|| format!("cannot reach the control plane at {server}"))?;
+    if !response.status().is_success() {
+        bail!(
+            "there is no control plane at {server}: {url} answers {}",
+            response.status()
+        );
+    }
+    let limit = skerry_tuf::Limits::default().bytes_for(skerry_tuf::Role::Root) as u64;
+    let root = response.body_mut().with_config().limit(limit).read_to_vec();
+    root.context("the control plane's root metadata broke off or is too large")
+}
+
+fn call(server: &str, body: &Value) -> anyhow::Result<Answer> {
     let url = format!("{}/api/v1/enroll", server.trim_end_matches('/'));
-    let response = agent.post(&url).send_json(body);
+    let response = http().post(&url).send_json(body);
     let mut response = response.with_context(|| format!("cannot reach the control plane at {server}"))?;
     let status = response.status();
     let text = response
