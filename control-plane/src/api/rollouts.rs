@@ -22,7 +22,7 @@ use super::{
 use crate::{
     app::{App, Change, now_ms},
     devices::Selector,
-    rollouts::{self, GroupRule, NewRollout, Rollout, RolloutError},
+    rollouts::{self, NewRollout, Rollout, RolloutError, group::GroupRule},
 };
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {

@@ -15,7 +15,7 @@ use super::{
     output::{self, ago, text},
     parse::duration,
 };
-use crate::rollouts::GroupSize;
+use crate::rollouts::group::GroupSize;
 
 /// Commands about rollouts.
 #[derive(Subcommand, Debug)]

@@ -4,12 +4,13 @@
 //! A rollout changes only what devices should run; they converge and report. Invariant: a device's desired state and the
 //! rollout's memory of it change in one transaction, so a crash at any point leaves both or neither.
 
+pub mod group;
 mod plan;
 mod store;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeSet, fmt, str::FromStr};
+use std::collections::BTreeSet;
 
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,8 @@ use skerry_shared::{
     id::{DeviceId, Generation, ModelName, ModelVersion, RolloutId},
 };
 use utoipa::ToSchema;
+
+use group::GroupRule;
 
 use crate::{
     db::{Db, DbError},
@@ -136,95 +139,6 @@ pub struct Group {
     pub accepted: bool,
     /// Its devices.
     pub devices: Vec<DeviceProgress>,
-}
-
-/// How a group's devices are chosen, and what they must prove.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct GroupRule {
-    /// Which devices of those that earlier groups have left: `3`, `20%`, `label:site=north` or `rest`.
-    #[schema(value_type = String)]
-    pub size: GroupSize,
-    /// Percent of them that must succeed before the next group begins; 1 to 100.
-    #[serde(default = "hundred")]
-    pub success_percent: u8,
-    /// Percent of them that may fail; more stops the rollout.
-    #[serde(default)]
-    pub error_percent: u8,
-}
-
-fn hundred() -> u8 {
-    100
-}
-
-/// Which devices a group takes of those that earlier groups have left. As text: `3`, `20%`, `label:site=north`, `rest`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum GroupSize {
-    /// This many.
-    Count(u32),
-    /// This share of all devices of the rollout, rounded up.
-    Percent(u8),
-    /// Those with these labels.
-    Labels(Selector),
-    /// All that are left.
-    Rest,
-}
-
-/// A text that is no group size.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no deployment group; for example 1 (devices), 20% (of them), label:site=north, rest")]
-pub struct InvalidGroupSize(String);
-
-impl FromStr for GroupSize {
-    type Err = InvalidGroupSize;
-    fn from_str(text: &str) -> Result<Self, InvalidGroupSize> {
-        let bad = || InvalidGroupSize(text.chars().take(200).collect());
-        if text == "rest" {
-            return Ok(GroupSize::Rest);
-        }
-        if let Some(labels) = text.strip_prefix("label:") {
-            let selector = labels.parse::<Selector>().map_err(|_| bad())?;
-            return if selector == Selector::default() {
-                Err(bad())
-            } else {
-                Ok(GroupSize::Labels(selector))
-            };
-        }
-        if let Some(percent) = text.strip_suffix('%') {
-            return match percent.parse() {
-                Ok(percent @ 1..=100) => Ok(GroupSize::Percent(percent)),
-                _ => Err(bad()),
-            };
-        }
-        match text.parse() {
-            Ok(count @ 1..) => Ok(GroupSize::Count(count)),
-            _ => Err(bad()),
-        }
-    }
-}
-
-impl fmt::Display for GroupSize {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            GroupSize::Count(count) => write!(f, "{count}"),
-            GroupSize::Percent(percent) => write!(f, "{percent}%"),
-            GroupSize::Labels(selector) => write!(f, "label:{}", String::from(selector.clone())),
-            GroupSize::Rest => f.write_str("rest"),
-        }
-    }
-}
-
-impl TryFrom<String> for GroupSize {
-    type Error = InvalidGroupSize;
-    fn try_from(text: String) -> Result<Self, InvalidGroupSize> {
-        text.parse()
-    }
-}
-
-impl From<GroupSize> for String {
-    fn from(size: GroupSize) -> String {
-        size.to_string()
-    }
 }
 
 /// How far one device of a rollout is.

@@ -6,7 +6,10 @@ use skerry_shared::{
     id::{DeviceId, RolloutId},
 };
 
-use super::{DeviceProgress, DeviceState, Group, GroupRule, GroupSize, Rollout, RolloutError, RolloutState};
+use super::{
+    DeviceProgress, DeviceState, Group, Rollout, RolloutError, RolloutState,
+    group::{GroupRule, GroupSize},
+};
 use crate::devices::Device;
 
 /// What to do to a device's desired state.

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 use skerry_shared::id::{ModelVersion, RolloutId};
 
-use super::{DeviceProgress, Group, GroupRule, Rollout};
+use super::{DeviceProgress, Group, Rollout, group::GroupRule};
 use crate::db::{DbError, from_json, from_word, to_json, to_word};
 
 const COLUMNS: &str = "id, model, version, target, index_digest, probation_ms, silent_after_ms, selector, state, reason, \

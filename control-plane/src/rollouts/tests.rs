@@ -13,7 +13,7 @@ use skerry_shared::{
     schema::SchemaVersion,
 };
 
-use super::*;
+use super::{group::GroupSize, *};
 use crate::{
     app::CORE_MIGRATIONS,
     db::Durability,
@@ -452,16 +452,6 @@ fn a_stored_patience_without_end_does_not_overflow() {
     });
     let silent_at_ms = plan::observe(&rollout, &mut progress, &silent_device(0), NOW);
     assert_eq!(silent_at_ms, Some(u64::MAX));
-}
-
-#[test]
-fn group_sizes_have_four_forms() {
-    for text in ["1", "20%", "label:site=north", "rest"] {
-        assert_eq!(text.parse::<GroupSize>().unwrap().to_string(), text);
-    }
-    for text in ["0", "0%", "101%", "all", "label:x", "label:", ""] {
-        assert!(text.parse::<GroupSize>().is_err(), "{text}");
-    }
 }
 
 fn any_result() -> impl Strategy<Value = Option<DeviceState>> {
