@@ -419,7 +419,9 @@ impl Agent {
 
     fn accept(&mut self, desired: Desired) -> Result<(), DiskError> {
         self.keeper.change(|record| {
-            record.time_floor_ms = record.time_floor_ms.max(desired.issued_at_ms);
+            // Not the greatest ever: a control plane whose clock was wrong for a day must be able to say so. Generations only
+            // grow, so nobody can bring an old time back.
+            record.time_floor_ms = desired.issued_at_ms;
             record.desired = Some(desired);
         })
     }

@@ -33,7 +33,7 @@ pub(crate) struct Record {
     pub(crate) failed: BTreeMap<ModelName, (Digest, Generation)>,
     /// Metadata versions that must never go back.
     pub(crate) floors: VersionFloors,
-    /// A time that has certainly passed, in UTC milliseconds.
+    /// When the newest intent was signed, in UTC milliseconds: by the control plane's word that time has passed.
     pub(crate) time_floor_ms: u64,
 }
 
