@@ -651,13 +651,18 @@ async fn a_run_left_running_by_a_dead_server_is_failed_at_start_with_its_process
     let id = fixture.submit("true").await;
     let claimed = fixture.training.claim().await.unwrap().unwrap();
     assert_eq!((claimed.id.clone(), claimed.status), (id.clone(), RunStatus::Running));
-    let sleep = |run: &str| {
-        let mut command = std::process::Command::new("sleep");
-        command.arg("600").env(process::RUN_ID_VARIABLE, run);
-        process::Group::start(command).unwrap().0
+    // It has said something: before that it may be in the middle of exec, where nobody can see its environment.
+    let start = async |run: &str| {
+        let mut command = std::process::Command::new("sh");
+        command
+            .args(["-c", "echo; sleep 600"])
+            .env(process::RUN_ID_VARIABLE, run);
+        let (group, mut output) = process::Group::start(command).unwrap();
+        output.read_u8().await.unwrap();
+        group
     };
-    let stray = sleep(id.as_str());
-    let other = sleep("0123456789abcdef0123456789abcdef");
+    let stray = start(id.as_str()).await;
+    let other = start("0123456789abcdef0123456789abcdef").await;
     fixture.reopen().await;
     let run = fixture.training.get(&id).await.unwrap();
     assert_eq!(run.status, RunStatus::Failed);
