@@ -109,18 +109,26 @@ impl Store {
         Ok(sources)
     }
 
-    /// The chunks of these files that are neither staged nor installed. What can be copied is staged.
+    /// Those of these files that are not whole on this disk. Each that is there is read once, to its end.
+    pub(crate) fn lacking<'a>(&self, files: &[&'a FileEntry]) -> Result<Vec<&'a FileEntry>, DiskError> {
+        let mut lacking = Vec::new();
+        for file in files {
+            if !self.has_object(file.digest)? {
+                lacking.push(*file);
+            }
+        }
+        Ok(lacking)
+    }
+
+    /// The chunks of lacking files that are neither staged nor installed. What can be copied is staged.
     pub(crate) fn missing_chunks(
         &self,
         index: &ChunkIndex,
-        files: &[&FileEntry],
+        lacking: &[&FileEntry],
         sources: &Sources,
     ) -> Result<Vec<u32>, DiskError> {
         let mut missing = Vec::new();
-        for file in files {
-            if self.has_object(file.digest)? {
-                continue;
-            }
+        for file in lacking {
             for (position, chunk) in index.chunks_of(file).iter().enumerate() {
                 if self.staged(chunk.raw)?.is_some() {
                     continue;
@@ -134,11 +142,8 @@ impl Store {
         Ok(missing)
     }
 
-    /// Joins the staged chunks of a file into its object. False when a chunk is missing or the file is not what it should be.
+    /// Joins the staged chunks of a lacking file into its object. False when a chunk is missing or the file is not what it should be.
     pub(crate) fn assemble(&self, index: &ChunkIndex, file: &FileEntry) -> Result<bool, DiskError> {
-        if self.has_object(file.digest)? {
-            return Ok(true);
-        }
         let mut whole = WholeFile::create(&self.objects.join(file.digest.to_hex()), Access::Everybody)?;
         let mut hasher = Hasher::default();
         for chunk in index.chunks_of(file) {
@@ -155,17 +160,14 @@ impl Store {
         Ok(true)
     }
 
-    /// Bytes that bringing these files here will still write: chunks that are not staged, and files that are not whole.
-    pub(crate) fn bytes_to_write(&self, index: &ChunkIndex, files: &[&FileEntry]) -> Result<u64, DiskError> {
+    /// Bytes that bringing lacking files here will still write: chunks that are not staged, and the files themselves.
+    pub(crate) fn bytes_to_write(&self, index: &ChunkIndex, lacking: &[&FileEntry]) -> Result<u64, DiskError> {
         let staged: BTreeSet<String> = disk::list(&self.staging)?.into_iter().collect();
         let mut bytes = 0;
-        for file in files {
-            if self.has_object(file.digest)? {
-                continue;
-            }
+        for file in lacking {
             let chunks = index.chunks_of(file).iter();
-            let lacking = chunks.filter(|chunk| !staged.contains(&chunk.raw.to_hex()));
-            bytes += file.size_bytes + lacking.map(|chunk| u64::from(chunk.raw_len)).sum::<u64>();
+            let unstaged = chunks.filter(|chunk| !staged.contains(&chunk.raw.to_hex()));
+            bytes += file.size_bytes + unstaged.map(|chunk| u64::from(chunk.raw_len)).sum::<u64>();
         }
         Ok(bytes)
     }

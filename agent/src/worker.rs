@@ -147,10 +147,12 @@ impl Worker {
         let sources = self.store.sources(record)?;
         // The manifest first: it says what else this device needs.
         let manifest_file = index.file(MANIFEST_NAME).ok_or(VerifyError::Manifest(None))?;
-        self.fetch(digest, &index, &[manifest_file], &sources).await?;
+        let lacking = self.lacking(&[manifest_file])?;
+        self.fetch((digest, &index), &lacking, &sources).await?;
         let manifest = verify::manifest(&self.store, &index)?;
         let files = verify::needed_files(&index, &manifest, &host_platform())?;
-        let needed_bytes = block_in_place(|| self.store.bytes_to_write(&index, &files))?;
+        let lacking = self.lacking(&files)?;
+        let needed_bytes = self.store.bytes_to_write(&index, &lacking)?;
         let free_bytes = self.store.room_bytes()?;
         if free_bytes < needed_bytes {
             return Err(VerifyError::DiskFull {
@@ -158,24 +160,29 @@ impl Worker {
                 needed_bytes,
             });
         }
-        self.fetch(digest, &index, &files, &sources).await
+        self.fetch((digest, &index), &lacking, &sources).await
+    }
+
+    /// Which of these files must come. Their size together is what progress is measured against.
+    fn lacking<'a>(&self, files: &[&'a FileEntry]) -> Result<Vec<&'a FileEntry>, VerifyError> {
+        let total: u64 = files.iter().map(|file| file.size_bytes).sum();
+        self.progress.total.store(total, Ordering::Relaxed);
+        Ok(block_in_place(|| self.store.lacking(files))?)
     }
 
     async fn fetch(
         &mut self,
-        digest: Digest,
-        index: &ChunkIndex,
-        files: &[&FileEntry],
+        (digest, index): (Digest, &ChunkIndex),
+        lacking: &[&FileEntry],
         sources: &Sources,
     ) -> Result<(), VerifyError> {
-        let missing = block_in_place(|| self.store.missing_chunks(index, files, sources))?;
-        let lacking: u64 = missing
+        let missing = block_in_place(|| self.store.missing_chunks(index, lacking, sources))?;
+        let missing_bytes: u64 = missing
             .iter()
             .map(|part| u64::from(index.chunks()[*part as usize].raw_len))
             .sum();
-        let total: u64 = files.iter().map(|file| file.size_bytes).sum();
-        self.progress.total.store(total, Ordering::Relaxed);
-        self.progress.have.store(total - lacking, Ordering::Relaxed);
+        let total = self.progress.total.load(Ordering::Relaxed);
+        self.progress.have.store(total - missing_bytes, Ordering::Relaxed);
         let (store, progress) = (&self.store, &self.progress);
         self.fetcher
             .chunks((digest, index), missing, |chunk, raw| {
@@ -184,7 +191,7 @@ impl Worker {
             })
             .await?;
         block_in_place(|| {
-            for file in files {
+            for file in lacking {
                 if !self.store.assemble(index, file)? {
                     return Err(VerifyError::File(file.name.to_string()));
                 }
