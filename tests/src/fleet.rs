@@ -229,8 +229,13 @@ impl Fleet {
 
     /// Creates a rollout with short probation and gives its number.
     pub fn roll_out(&self, version: u64, groups: &[&str]) -> Result<u64> {
+        self.roll_out_on_probation(version, groups, 200)
+    }
+
+    /// Creates a rollout and gives its number.
+    pub fn roll_out_on_probation(&self, version: u64, groups: &[&str], probation_ms: u64) -> Result<u64> {
         let groups: Vec<Value> = groups.iter().map(|size| json!({"size": size})).collect();
-        let body = json!({"model": MODEL, "version": version, "groups": groups, "probation_ms": 200});
+        let body = json!({"model": MODEL, "version": version, "groups": groups, "probation_ms": probation_ms});
         let rollout = self.client().post("/api/v1/rollouts", &body)?;
         rollout["id"].as_u64().context("a rollout has a number")
     }

@@ -227,30 +227,16 @@ mod tests {
     use skerry_shared::digest::Digest;
 
     use crate::{
-        app::Server,
-        cli::{
-            client::{Client, ClientError},
-            keys,
-        },
-        config::{Config, Mqtt},
+        cli::client::{Client, ClientError},
+        test_server::TestServer,
     };
 
     /// Calls a control plane as the command line does, from a thread of its own.
     async fn with_server(calls: impl FnOnce(Client) + Send + 'static) {
-        let folder = tempfile::tempdir().unwrap();
-        keys::init(&folder.path().join("keys")).unwrap();
-        let any = ([127, 0, 0, 1], 0).into();
-        let server = Server::start(Config {
-            http_bind: any,
-            mqtt: Mqtt::Embedded { bind: any },
-            signing_dir: folder.path().join("keys/online"),
-            ..Config::new(&folder.path().join("data"))
-        });
-        let server = server.await.unwrap();
-        let token = server.first_api_token().map(str::to_owned);
-        let client = Client::new(&format!("http://{}", server.http_address()), token);
+        let test = TestServer::start().await;
+        let client = Client::new(&format!("http://{}", test.server.http_address()), Some(test.token));
         let called = tokio::task::spawn_blocking(move || calls(client)).await;
-        server.shutdown().await;
+        test.server.shutdown().await;
         called.unwrap();
     }
 

@@ -6,14 +6,11 @@ use skerry_shared::{
     digest::Digest,
     transfer::{Part, PartContent},
 };
-use skerry_system_tests::{
-    Device, Fleet,
-    faults::files_in,
-    fixtures::{MODEL, test_windows},
-    process::PATIENCE,
-};
+use skerry_system_tests::{Device, Fleet, faults::files_in, fixtures::test_windows, process::PATIENCE};
 
 use crate::PROGRAM;
+
+const HOUR_MS: u64 = 3_600_000;
 
 /// A client of the broker with a device's own credentials, in the place of its agent.
 struct OnTheWire {
@@ -171,10 +168,7 @@ fn flow_rollback_needs_no_network() {
     fleet.deploy(1).unwrap();
     fleet.release(2).unwrap();
     // A long probation, in which the agent is started again and again: it must be the candidate that ends it.
-    let body = json!({"model": MODEL, "version": 2, "groups": [{"size": "rest"}], "probation_ms": 3_600_000});
-    let id = fleet.client().post("/api/v1/rollouts", &body).unwrap()["id"]
-        .as_u64()
-        .unwrap();
+    let id = fleet.roll_out_on_probation(2, &["rest"], HOUR_MS).unwrap();
     fleet
         .wait("probation", || {
             let rollout = fleet.client().rollout(id)?;
@@ -235,10 +229,7 @@ fn an_abort_returns_a_device_that_is_on_probation() {
     fleet.deploy(1).unwrap();
     fleet.release(2).unwrap();
     // Its answers are wrong, say, and raise no error: it would serve for an hour and be committed.
-    let body = json!({"model": MODEL, "version": 2, "groups": [{"size": "rest"}], "probation_ms": 3_600_000});
-    let id = fleet.client().post("/api/v1/rollouts", &body).unwrap()["id"]
-        .as_u64()
-        .unwrap();
+    let id = fleet.roll_out_on_probation(2, &["rest"], HOUR_MS).unwrap();
     let window = &test_windows().unwrap()[0];
     fleet
         .wait("v2 to serve on probation", || {

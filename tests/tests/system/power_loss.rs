@@ -51,12 +51,18 @@ fn a_power_cut_in_any_state_of_an_update_leaves_the_old_or_the_new_bundle() {
     }
 }
 
-#[test]
-fn a_download_goes_on_from_what_is_on_disk() {
-    let fleet = Fleet::start(PROGRAM).unwrap();
+/// A device with a link on which a bundle takes seconds, so that a download has a middle.
+fn slow_device(fleet: &Fleet) -> Device {
     let mut device = fleet.enroll("dev-1").unwrap();
     device.arguments.extend(["--bandwidth".to_owned(), "60000".to_owned()]);
     device.start().unwrap();
+    device
+}
+
+#[test]
+fn a_download_goes_on_from_what_is_on_disk() {
+    let fleet = Fleet::start(PROGRAM).unwrap();
+    let mut device = slow_device(&fleet);
     fleet.release(1).unwrap();
     let id = fleet.roll_out(1, &["rest"]).unwrap();
     fleet
@@ -80,9 +86,7 @@ fn a_download_goes_on_from_what_is_on_disk() {
 #[test]
 fn a_broker_that_goes_away_in_a_download_only_delays_it() {
     let mut fleet = Fleet::start(PROGRAM).unwrap();
-    let mut device = fleet.enroll("dev-1").unwrap();
-    device.arguments.extend(["--bandwidth".to_owned(), "60000".to_owned()]);
-    device.start().unwrap();
+    let device = slow_device(&fleet);
     fleet.release(1).unwrap();
     let id = fleet.roll_out(1, &["rest"]).unwrap();
     fleet
