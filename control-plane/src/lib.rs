@@ -9,6 +9,8 @@ pub mod db;
 
 mod openapi;
 
+pub mod access;
+
 pub mod devices;
 pub mod registry;
 pub mod signing;

@@ -8,11 +8,12 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use rusqlite::params;
+use rusqlite::{OptionalExtension, params};
 use skerry_shared::digest::Digest;
 
 use super::Problem;
 use crate::{
+    access::{Actor, Role},
     app::{App, random_hex},
     db::{Db, DbError},
 };
@@ -36,11 +37,13 @@ pub(crate) async fn ensure_first_token(db: &Db, now_ms: u64) -> anyhow::Result<O
     Ok(made.then_some(token))
 }
 
-/// True when an API token with this digest exists.
-pub(crate) async fn is_known(db: &Db, token: Digest) -> Result<bool, DbError> {
+/// Who has the API token with this digest, if anybody.
+pub(crate) async fn actor(db: &Db, token: Digest) -> Result<Option<Actor>, DbError> {
     db.read(move |conn| {
-        let sql = "SELECT count(*) > 0 FROM api_tokens WHERE hash = ?1";
-        Ok(conn.query_row(sql, [token.as_bytes()], |row| row.get(0))?)
+        let sql = "SELECT name FROM api_tokens WHERE hash = ?1";
+        let name = conn.query_row(sql, [token.as_bytes()], |row| row.get(0)).optional()?;
+        let role = Role::Admin;
+        Ok(name.map(|name| Actor { name, role }))
     })
     .await
 }
@@ -48,7 +51,7 @@ pub(crate) async fn is_known(db: &Db, token: Digest) -> Result<bool, DbError> {
 /// Lets a request through that carries a known token.
 pub(super) async fn require_token(
     State(app): State<Arc<App>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
     let bearer = request
@@ -60,9 +63,10 @@ pub(super) async fn require_token(
             "this call needs the header `Authorization: Bearer <API token>`",
         ));
     };
-    if !is_known(&app.core, Digest::of(token.trim().as_bytes())).await? {
+    let Some(actor) = actor(&app.core, Digest::of(token.trim().as_bytes())).await? else {
         return Err(unauthorized("the API token is not known"));
-    }
+    };
+    request.extensions_mut().insert(actor);
     Ok(next.run(request).await)
 }
 

@@ -14,6 +14,17 @@ use axum::{
 use serde::de::DeserializeOwned;
 
 use super::Problem;
+use crate::access::Actor;
+
+impl<S: Send + Sync> FromRequestParts<S> for Actor {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        // The guard in front of every protected route has put it there.
+        let actor = parts.extensions.get::<Actor>().cloned();
+        actor.ok_or_else(|| Problem::internal(std::io::Error::other("a route without a guard asks who calls")))
+    }
+}
 
 /// The parameters of the path.
 pub(crate) struct UrlPath<T>(pub(crate) T);

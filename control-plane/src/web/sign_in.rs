@@ -45,7 +45,7 @@ pub(super) async fn login(
     let token = Digest::of(form.token.trim().as_bytes());
     // The token comes before the limit, which all browsers share: whoever sends wrong ones must not keep a right one out.
     // A token has 256 random bits, so that none is found by trying.
-    if !auth::is_known(&console.app.core, token).await? {
+    if auth::actor(&console.app.core, token).await?.is_none() {
         let (status, error) = if console.attempts.may_try(now) {
             (StatusCode::UNAUTHORIZED, "This API token is not known.")
         } else {
@@ -103,9 +103,10 @@ pub(super) async fn require_session(
     let Some(session) = session else {
         return Ok(Redirect::to("/login").into_response());
     };
-    if !auth::is_known(&console.app.core, session.token).await? {
+    let Some(actor) = auth::actor(&console.app.core, session.token).await? else {
         return Ok(Redirect::to("/login").into_response());
-    }
+    };
+    request.extensions_mut().insert(actor);
     request.extensions_mut().insert(session);
     Ok(next.run(request).await)
 }
