@@ -78,7 +78,7 @@ pub fn init(dir: &Path) -> anyhow::Result<()> {
         Ok(SigningKey::generate(entropy))
     };
     let (root_key, targets_key) = (key()?, key()?);
-    let (snapshot_key, timestamp_key, assignment_key) = (key()?, key()?, key()?);
+    let (snapshot_key, timestamp_key, assignment_key, time_key) = (key()?, key()?, key()?, key()?);
     let root = new_root(NewRoot {
         version: 1,
         expires: now.plus_days(ROOT_DAYS),
@@ -87,6 +87,7 @@ pub fn init(dir: &Path) -> anyhow::Result<()> {
         snapshot: KeySet::single(snapshot_key.public_key()),
         targets: KeySet::single(targets_key.public_key()),
         assignment: Some(KeySet::single(assignment_key.public_key())),
+        time: Some(KeySet::single(time_key.public_key())),
     });
     let root = sign_metadata(&root, [&root_key]).context("cannot sign root")?;
     let targets = sign_metadata(&new_targets(1, now.plus_days(TARGETS_DAYS)), [&targets_key]);
@@ -102,6 +103,7 @@ pub fn init(dir: &Path) -> anyhow::Result<()> {
         ("snapshot", &snapshot_key),
         ("timestamp", &timestamp_key),
         ("assignment", &assignment_key),
+        ("time", &time_key),
     ] {
         write_new(&online.join(format!("{role}.key")), &key_file::encode(role, key), 0o600)?;
     }

@@ -1,4 +1,4 @@
-//! The keys that the server holds, and what it signs with them: `snapshot`, `timestamp` and desired states.
+//! The keys that the server holds, and what it signs with them: `snapshot`, `timestamp` desired states, times and checkpoints.
 
 use std::{fs, path::Path};
 
@@ -28,6 +28,7 @@ pub struct OnlineKeys {
     snapshot: SigningKey,
     timestamp: SigningKey,
     assignment: SigningKey,
+    time: SigningKey,
 }
 
 /// Freshly signed metadata of one role.
@@ -62,10 +63,12 @@ impl OnlineKeys {
         };
         let root = trusted.root();
         let assignment = root.assignment_keys().context("root.json names no assignment key")?;
+        let time = root.time_keys().context("root.json names no time key")?;
         Ok(OnlineKeys {
             snapshot: key("snapshot", root.keys_of(Role::Snapshot))?,
             timestamp: key("timestamp", root.keys_of(Role::Timestamp))?,
             assignment: key("assignment", assignment)?,
+            time: key("time", time)?,
             root_bytes,
             first_targets,
             trusted,
@@ -134,8 +137,18 @@ impl OnlineKeys {
 
     /// Signs a device's desired state.
     pub fn sign_desired(&self, desired: &Desired) -> Vec<u8> {
-        let keyid = self.assignment.id();
-        let sign = |message: &[u8]| self.assignment.sign_bytes(message);
-        DsseEnvelope::sign(DESIRED_PAYLOAD_TYPE, &desired.to_json(), keyid.as_str(), sign).to_json()
+        envelope(&self.assignment, DESIRED_PAYLOAD_TYPE, &desired.to_json()).to_json()
     }
+
+    /// Signs a statement that is true at this time, with the key of role `time`: the time itself, or a checkpoint of the
+    /// audit log. The payload type tells them apart.
+    pub fn sign_time(&self, payload_type: &str, payload: &[u8]) -> DsseEnvelope {
+        envelope(&self.time, payload_type, payload)
+    }
+}
+
+fn envelope(key: &SigningKey, payload_type: &str, payload: &[u8]) -> DsseEnvelope {
+    DsseEnvelope::sign(payload_type, payload, key.id().as_str(), |message| {
+        key.sign_bytes(message)
+    })
 }

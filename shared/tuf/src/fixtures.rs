@@ -18,6 +18,7 @@ pub(crate) const TIMESTAMP: u8 = 2;
 pub(crate) const SNAPSHOT: u8 = 3;
 pub(crate) const TARGETS: u8 = 4;
 pub(crate) const ASSIGNMENT: u8 = 5;
+pub(crate) const TIME: u8 = 6;
 
 /// The key that a fixed seed gives.
 pub(crate) fn key(seed: u8) -> SigningKey {
@@ -64,6 +65,7 @@ pub(crate) fn root_metadata(version: u64, change: impl FnOnce(&mut NewRoot)) -> 
         snapshot: key_set(&[SNAPSHOT], 1),
         targets: key_set(&[TARGETS], 1),
         assignment: Some(key_set(&[ASSIGNMENT], 1)),
+        time: Some(key_set(&[TIME], 1)),
     };
     change(&mut new);
     new_root(new)

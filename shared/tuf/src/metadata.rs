@@ -155,11 +155,14 @@ pub struct RoleKeys {
 }
 
 /// The member `x_skerry` of root metadata.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootExtension {
     /// Keys that sign the desired state of devices, as DSSE envelopes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assignment: Option<RoleKeys>,
+    /// Keys that sign the time for devices without a clock, and checkpoints of the audit log, as DSSE envelopes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<RoleKeys>,
     /// Members that this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -179,6 +182,11 @@ impl Root {
     /// Returns the keys that sign the desired state of devices, or `None` if root names none.
     pub fn assignment_keys(&self) -> Option<KeySet> {
         Some(self.resolve(self.extension.as_ref()?.assignment.as_ref()?))
+    }
+
+    /// Returns the keys that sign times and checkpoints, or `None` if root names none.
+    pub fn time_keys(&self) -> Option<KeySet> {
+        Some(self.resolve(self.extension.as_ref()?.time.as_ref()?))
     }
 
     fn resolve(&self, role: &RoleKeys) -> KeySet {

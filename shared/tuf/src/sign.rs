@@ -84,6 +84,8 @@ pub struct NewRoot {
     pub targets: KeySet,
     /// Keys that sign the desired state of devices; online.
     pub assignment: Option<KeySet>,
+    /// Keys that sign times and checkpoints; online.
+    pub time: Option<KeySet>,
 }
 
 /// Makes root metadata with versioned file names.
@@ -105,10 +107,11 @@ pub fn new_root(new: NewRoot) -> Root {
         targets: role(new.targets),
         extra: Map::new(),
     };
-    let extension = new.assignment.map(|assignment| RootExtension {
-        assignment: Some(role(assignment)),
+    let extension = RootExtension {
+        assignment: new.assignment.map(&mut role),
+        time: new.time.map(&mut role),
         extra: Map::new(),
-    });
+    };
     Root {
         spec_version: SPEC_VERSION.to_owned(),
         version: new.version,
@@ -116,7 +119,7 @@ pub fn new_root(new: NewRoot) -> Root {
         consistent_snapshot: true,
         keys,
         roles,
-        extension,
+        extension: (extension != RootExtension::default()).then_some(extension),
         extra: Map::new(),
     }
 }

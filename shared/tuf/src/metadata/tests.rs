@@ -51,9 +51,10 @@ fn roots() -> impl Strategy<Value = Root> {
         key_sets(),
         key_sets(),
         prop::option::of(key_sets()),
+        prop::option::of(key_sets()),
     );
     (1u64.., times(), sets, extra(), extra()).prop_map(|(version, expires, sets, root_extra, key_extra)| {
-        let (root, timestamp, snapshot, targets, assignment) = sets;
+        let (root, timestamp, snapshot, targets, assignment, time) = sets;
         let mut new = new_root(NewRoot {
             version,
             expires,
@@ -62,6 +63,7 @@ fn roots() -> impl Strategy<Value = Root> {
             snapshot,
             targets,
             assignment,
+            time,
         });
         new.extra = root_extra;
         new.roles.extra = key_extra.clone();

@@ -211,6 +211,7 @@ impl Published {
             snapshot: keys(&[3], 1),
             targets: keys(&[4, 14], 2),
             assignment: Some(keys(&[5], 1)),
+            time: None,
         });
         self.metadata(&format!("{version}.root.json"), &sign(&root, signers));
     }

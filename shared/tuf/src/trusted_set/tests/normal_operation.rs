@@ -90,11 +90,14 @@ fn the_first_timestamp_of_a_version_wins() {
 }
 
 #[test]
-fn the_assignment_key_comes_from_the_root() {
-    let keys = fresh().root().assignment_keys().unwrap();
-    assert_eq!(keys, key_set(&[ASSIGNMENT], 1));
-    let without = sign(&root_metadata(1, |new| new.assignment = None), &[ROOT]);
-    assert_eq!(TrustedSet::new(&without).unwrap().root().assignment_keys(), None);
+fn the_keys_of_our_own_roles_come_from_the_root() {
+    let set = fresh();
+    assert_eq!(set.root().assignment_keys(), Some(key_set(&[ASSIGNMENT], 1)));
+    assert_eq!(set.root().time_keys(), Some(key_set(&[TIME], 1)));
+    let only_time = sign(&root_metadata(1, |new| new.assignment = None), &[ROOT]);
+    let set = TrustedSet::new(&only_time).unwrap();
+    assert_eq!(set.root().assignment_keys(), None);
+    assert_eq!(set.root().time_keys(), Some(key_set(&[TIME], 1)));
 }
 
 #[test]
