@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api,
+    audit::By,
     blob::BlobStore,
     config::{Config, Mqtt},
     db::{Db, DbError, Durability, Migration},
@@ -58,6 +59,14 @@ pub(crate) const CORE_MIGRATIONS: &[Migration] = &[
     Migration {
         number: 6,
         sql: include_str!("../migrations/core/006_enrolment.sql"),
+    },
+    Migration {
+        number: 12,
+        sql: include_str!("../migrations/core/012_audit.sql"),
+    },
+    Migration {
+        number: 13,
+        sql: include_str!("../migrations/core/013_approval.sql"),
     },
 ];
 
@@ -165,7 +174,7 @@ impl Server {
         let core = Db::open(&data.join("core.db"), Durability::Full, CORE_MIGRATIONS)?;
         let telemetry = Db::open(&data.join("telemetry.db"), Durability::Normal, telemetry::MIGRATIONS)?;
         let blobs = BlobStore::open_folder(&data.join("blobs"))?;
-        publish::ensure(&core, &keys, now_ms())
+        publish::ensure(&core, &keys, By::control_plane(now_ms()))
             .await
             .context("cannot make the first metadata")?;
         let listener = TcpListener::bind(config.http_bind).await;

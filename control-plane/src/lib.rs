@@ -9,6 +9,8 @@ pub mod db;
 
 mod openapi;
 
+pub mod audit;
+
 pub mod access;
 
 pub mod devices;

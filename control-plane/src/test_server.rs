@@ -14,6 +14,7 @@ use tower::ServiceExt;
 
 use crate::{
     app::{self, Server},
+    audit::By,
     cli::keys,
     config::{Config, Mqtt},
     db::DbError,
@@ -102,7 +103,7 @@ impl TestServer {
         let now = app::now_ms();
         let secret = id.as_bytes().to_vec();
         let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        devices::create_token(core, Digest::of(&secret), labels, 1, now, now + 60_000)
+        devices::create_token(core, Digest::of(&secret), labels, 1, now + 60_000, By::new("test", now))
             .await
             .unwrap();
         let enrolment = Enrolment {
@@ -123,7 +124,8 @@ impl TestServer {
         let insert = move |conn: &Connection| -> Result<(), DbError> {
             conn.execute("INSERT OR IGNORE INTO models VALUES (?1, '', '{}', 0)", [&model])?;
             conn.execute(
-                "INSERT INTO model_versions VALUES (?1, ?2, ?3, 1048576, NULL, '', '{}',
+                "INSERT INTO model_versions (model, version, digest, size_bytes, description, tags, inputs, outputs, created_at_ms)
+                 VALUES (?1, ?2, ?3, 1048576, '', '{}',
                     '[{\"name\":\"window\",\"datatype\":\"FP32\",\"shape\":[-1,3]}]', '[]', 0)",
                 params![model, version, digest],
             )?;

@@ -22,10 +22,10 @@ use utoipa_axum::{
 
 use super::{
     Problem,
-    extract::{Content, JsonBody, UrlPath},
+    extract::{CalledBy, Content, JsonBody, UrlPath},
 };
 use crate::{
-    app::{App, Change, now_ms},
+    app::{App, Change},
     publish::{self, PublishedBundle},
 };
 
@@ -137,13 +137,14 @@ struct CreateBody {
     ))]
 async fn create(
     State(app): State<Arc<App>>,
+    CalledBy(by): CalledBy,
     JsonBody(body): JsonBody<CreateBody>,
 ) -> Result<(StatusCode, Json<PublishedBundle>), Problem> {
     let targets = STANDARD
         .decode(body.targets)
         .map_err(|_| Problem::bad_request("targets is not base64"))?;
     let wanted = (body.model, body.version);
-    let bundle = publish::publish(&app.core, &app.blobs, &app.keys, wanted, targets.into(), now_ms()).await?;
+    let bundle = publish::publish(&app.core, &app.blobs, &app.keys, wanted, targets.into(), by).await?;
     tracing::info!(model.name = %bundle.model, model.version = %bundle.version, "a bundle is published");
     app.changes.send(Change::Bundle(bundle.model.clone(), bundle.version));
     Ok((StatusCode::CREATED, Json(bundle)))

@@ -18,7 +18,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Problem,
-    extract::{JsonBody, UrlPath, UrlQuery},
+    extract::{CalledBy, JsonBody, UrlPath, UrlQuery},
 };
 use crate::{
     app::{App, Change, now_ms, random_hex},
@@ -101,11 +101,12 @@ struct ChangeBody {
     ))]
 async fn change(
     State(app): State<Arc<App>>,
+    CalledBy(by): CalledBy,
     UrlPath(id): UrlPath<String>,
     JsonBody(body): JsonBody<ChangeBody>,
 ) -> Result<Json<DeviceView>, Problem> {
     let id = parse_id(&id)?;
-    devices::set_labels(&app.core, &id, body.labels).await?;
+    devices::set_labels(&app.core, &id, body.labels, by).await?;
     app.changes.send(Change::Device(id.clone()));
     Ok(Json(devices::get(&app.core, &id).await?.into()))
 }
@@ -159,6 +160,7 @@ struct DeviceToken {
     ))]
 async fn create_token(
     State(app): State<Arc<App>>,
+    CalledBy(by): CalledBy,
     JsonBody(body): JsonBody<TokenBody>,
 ) -> Result<(StatusCode, Json<DeviceToken>), Problem> {
     if body.uses == 0 || body.ttl_seconds == 0 || body.ttl_seconds > TOKEN_TTL_MAX.as_secs() {
@@ -168,10 +170,9 @@ async fn create_token(
     }
     let mut secret = [0; 16];
     getrandom::fill(&mut secret).map_err(|error| Problem::internal(std::io::Error::other(error.to_string())))?;
-    let now = now_ms();
-    let expires_at_ms = now + body.ttl_seconds * 1000;
+    let expires_at_ms = by.at_ms + body.ttl_seconds * 1000;
     let uses = body.uses;
-    devices::create_token(&app.core, Digest::of(&secret), body.labels, uses, now, expires_at_ms).await?;
+    devices::create_token(&app.core, Digest::of(&secret), body.labels, uses, expires_at_ms, by).await?;
     // The root's digest travels with the token, on the way that the operator trusts.
     let token = format!(
         "skt_{}.{}",

@@ -14,10 +14,9 @@ use axum::{
 use serde::de::DeserializeOwned;
 
 use super::Problem;
-use crate::access::Actor;
+use crate::{access::Actor, app::now_ms, audit::By};
 
 /// Who calls; the guard in front of every protected route has found out.
-#[allow(dead_code, reason = "handlers that write down who called come with the audit log")]
 pub(crate) struct Caller(pub(crate) Actor);
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
@@ -28,6 +27,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
         actor
             .map(Caller)
             .ok_or_else(|| Problem::internal(std::io::Error::other("a route without a guard asks who calls")))
+    }
+}
+
+/// Who calls, and when the call came: what a change is recorded with.
+pub(crate) struct CalledBy(pub(crate) By);
+
+impl<S: Send + Sync> FromRequestParts<S> for CalledBy {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Caller(actor) = Caller::from_request_parts(parts, state).await?;
+        Ok(CalledBy(By::new(actor.name, now_ms())))
     }
 }
 

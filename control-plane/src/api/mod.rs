@@ -26,6 +26,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::app::App;
 
+pub(crate) use extract::CalledBy;
 pub(crate) use problem::Problem;
 
 /// JSON bodies are small; only uploads have the configured limit.

@@ -18,10 +18,10 @@ use utoipa_axum::{
 
 use super::{
     Problem,
-    extract::{Content, JsonBody, UrlPath, UrlQuery},
+    extract::{CalledBy, Content, JsonBody, UrlPath, UrlQuery},
 };
 use crate::{
-    app::{App, Change, now_ms},
+    app::{App, Change},
     registry::{self, ModelVersionInfo, NewVersion, Registered, RegisteredModel},
 };
 
@@ -77,9 +77,10 @@ struct CreateBody {
     ))]
 async fn create(
     State(app): State<Arc<App>>,
+    CalledBy(by): CalledBy,
     JsonBody(body): JsonBody<CreateBody>,
 ) -> Result<(StatusCode, Json<RegisteredModel>), Problem> {
-    registry::create_model(&app.core, body.name.clone(), body.description, body.tags, now_ms()).await?;
+    registry::create_model(&app.core, body.name.clone(), body.description, body.tags, by).await?;
     app.changes.send(Change::Model(body.name.clone()));
     Ok((StatusCode::CREATED, Json(registry::get(&app.core, &body.name).await?)))
 }
@@ -120,6 +121,7 @@ struct RegisterQuery {
     ))]
 async fn register(
     State(app): State<Arc<App>>,
+    CalledBy(by): CalledBy,
     UrlPath(name): UrlPath<String>,
     UrlQuery(query): UrlQuery<RegisterQuery>,
     Content(onnx): Content,
@@ -131,7 +133,7 @@ async fn register(
         run_id: query.run_id,
         description: query.description,
     };
-    let (registered, version) = registry::register_version(&app.core, &app.blobs, new, now_ms()).await?;
+    let (registered, version) = registry::register_version(&app.core, &app.blobs, new, by).await?;
     app.changes.send(Change::Model(model));
     let status = match registered {
         Registered::New => StatusCode::CREATED,
@@ -200,11 +202,12 @@ struct TagBody {
     ))]
 async fn set_tag(
     State(app): State<Arc<App>>,
+    CalledBy(by): CalledBy,
     UrlPath((name, version, key)): UrlPath<(String, u64, String)>,
     JsonBody(body): JsonBody<TagBody>,
 ) -> Result<Json<ModelVersionInfo>, Problem> {
     let (model, version) = (parse_name(&name)?, ModelVersion(version));
-    registry::set_tag(&app.core, &model, version, key, body.value).await?;
+    registry::set_tag(&app.core, &model, version, (key, body.value), by).await?;
     app.changes.send(Change::Model(model.clone()));
     Ok(Json(registry::get_version(&app.core, &model, version).await?))
 }
@@ -230,11 +233,12 @@ struct AliasBody {
     ))]
 async fn set_alias(
     State(app): State<Arc<App>>,
+    CalledBy(by): CalledBy,
     UrlPath((name, alias)): UrlPath<(String, String)>,
     JsonBody(body): JsonBody<AliasBody>,
 ) -> Result<Json<ModelVersionInfo>, Problem> {
     let model = parse_name(&name)?;
-    registry::set_alias(&app.core, &model, alias, body.version).await?;
+    registry::set_alias(&app.core, &model, alias, body.version, by).await?;
     app.changes.send(Change::Model(model.clone()));
     Ok(Json(registry::get_version(&app.core, &model, body.version).await?))
 }
@@ -251,10 +255,11 @@ async fn set_alias(
     ))]
 async fn remove_alias(
     State(app): State<Arc<App>>,
+    CalledBy(by): CalledBy,
     UrlPath((name, alias)): UrlPath<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     let model = parse_name(&name)?;
-    registry::remove_alias(&app.core, &model, alias).await?;
+    registry::remove_alias(&app.core, &model, alias, by).await?;
     app.changes.send(Change::Model(model));
     Ok(StatusCode::NO_CONTENT)
 }

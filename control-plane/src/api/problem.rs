@@ -158,7 +158,11 @@ impl From<RegistryError> for Problem {
             RegistryError::NoModel(_) | RegistryError::NoVersion { .. } | RegistryError::NoAlias { .. } => {
                 Problem::not_found(error.to_string())
             }
-            RegistryError::Exists(_) => Problem::conflict(error.to_string()),
+            RegistryError::Exists(_) | RegistryError::Approved { .. } => Problem::conflict(error.to_string()),
+            RegistryError::OwnVersion(_) => {
+                let title = "somebody else must do this";
+                Problem::new(StatusCode::FORBIDDEN, "four-eyes", title, error.to_string())
+            }
             RegistryError::BadKey(_) => Problem::refused(error.to_string()),
             RegistryError::Model(_) => Problem::refused(chain(&error)),
             RegistryError::Blob(error) => error.into(),

@@ -17,10 +17,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Problem,
-    extract::{JsonBody, UrlPath},
+    extract::{CalledBy, JsonBody, UrlPath},
 };
 use crate::{
-    app::{App, Change, now_ms},
+    app::{App, Change},
     devices::Selector,
     rollouts::{self, NewRollout, Rollout, RolloutError, group::GroupRule},
 };
@@ -100,6 +100,7 @@ fn yes() -> bool {
     ))]
 async fn create(
     State(app): State<Arc<App>>,
+    CalledBy(by): CalledBy,
     JsonBody(body): JsonBody<CreateBody>,
 ) -> Result<(StatusCode, Json<Rollout>), Problem> {
     let new = NewRollout {
@@ -111,7 +112,7 @@ async fn create(
         silent_after_ms: body.silent_after_seconds.map(|seconds| seconds.saturating_mul(1000)),
         start: body.start,
     };
-    let rollout = rollouts::create(&app.core, new, now_ms()).await?;
+    let rollout = rollouts::create(&app.core, new, by).await?;
     tracing::info!(rollout.id = rollout.id.0, model.name = %rollout.model, model.version = %rollout.version, "a rollout is created");
     app.changes.send(Change::Rollout(rollout.id));
     Ok((StatusCode::CREATED, Json(rollout)))
@@ -127,8 +128,12 @@ async fn create(
         (status = 404, description = "There is no such rollout"),
         (status = 409, description = "Its state does not allow it"),
     ))]
-async fn pause(State(app): State<Arc<App>>, UrlPath(id): UrlPath<u64>) -> Result<Json<Rollout>, Problem> {
-    changed(&app, rollouts::pause(&app.core, RolloutId(id)).await)
+async fn pause(
+    State(app): State<Arc<App>>,
+    CalledBy(by): CalledBy,
+    UrlPath(id): UrlPath<u64>,
+) -> Result<Json<Rollout>, Problem> {
+    changed(&app, rollouts::pause(&app.core, RolloutId(id), by).await)
 }
 
 /// Starts a draft, or goes on with a paused rollout
@@ -141,8 +146,12 @@ async fn pause(State(app): State<Arc<App>>, UrlPath(id): UrlPath<u64>) -> Result
         (status = 404, description = "There is no such rollout"),
         (status = 409, description = "Its state does not allow it"),
     ))]
-async fn resume(State(app): State<Arc<App>>, UrlPath(id): UrlPath<u64>) -> Result<Json<Rollout>, Problem> {
-    changed(&app, rollouts::resume(&app.core, RolloutId(id)).await)
+async fn resume(
+    State(app): State<Arc<App>>,
+    CalledBy(by): CalledBy,
+    UrlPath(id): UrlPath<u64>,
+) -> Result<Json<Rollout>, Problem> {
+    changed(&app, rollouts::resume(&app.core, RolloutId(id), by).await)
 }
 
 /// Stops a rollout
@@ -155,8 +164,12 @@ async fn resume(State(app): State<Arc<App>>, UrlPath(id): UrlPath<u64>) -> Resul
         (status = 404, description = "There is no such rollout"),
         (status = 409, description = "Its state does not allow it"),
     ))]
-async fn abort(State(app): State<Arc<App>>, UrlPath(id): UrlPath<u64>) -> Result<Json<Rollout>, Problem> {
-    changed(&app, rollouts::abort(&app.core, RolloutId(id)).await)
+async fn abort(
+    State(app): State<Arc<App>>,
+    CalledBy(by): CalledBy,
+    UrlPath(id): UrlPath<u64>,
+) -> Result<Json<Rollout>, Problem> {
+    changed(&app, rollouts::abort(&app.core, RolloutId(id), by).await)
 }
 
 fn changed(app: &App, rollout: Result<Rollout, RolloutError>) -> Result<Json<Rollout>, Problem> {

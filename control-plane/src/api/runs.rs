@@ -16,7 +16,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Problem,
-    extract::{JsonBody, UrlPath, UrlQuery},
+    extract::{CalledBy, JsonBody, UrlPath, UrlQuery},
 };
 use crate::{
     app::App,
@@ -117,6 +117,7 @@ fn one_hour() -> u64 {
     ))]
 async fn submit(
     State(app): State<Arc<App>>,
+    CalledBy(by): CalledBy,
     JsonBody(body): JsonBody<SubmitBody>,
 ) -> Result<(StatusCode, Json<Run>), Problem> {
     let new = NewRun {
@@ -127,7 +128,7 @@ async fn submit(
         timeout: Duration::from_secs(body.timeout_seconds),
         register_as: body.register_as,
     };
-    let run = app.training.submit(new).await?;
+    let run = app.training.submit(new, by).await?;
     tracing::info!(run.id = %run.id, "a run is submitted");
     Ok((StatusCode::CREATED, Json(run)))
 }
@@ -195,8 +196,12 @@ async fn logs(
         (status = 404, description = "There is no such run"),
         (status = 409, description = "It has ended already"),
     ))]
-async fn cancel(State(app): State<Arc<App>>, UrlPath(id): UrlPath<String>) -> Result<Json<Run>, Problem> {
-    Ok(Json(app.training.cancel(&parse_id(&id)?).await?))
+async fn cancel(
+    State(app): State<Arc<App>>,
+    CalledBy(by): CalledBy,
+    UrlPath(id): UrlPath<String>,
+) -> Result<Json<Run>, Problem> {
+    Ok(Json(app.training.cancel(&parse_id(&id)?, by).await?))
 }
 
 /// Downloads a file that a run made

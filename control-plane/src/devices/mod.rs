@@ -14,7 +14,10 @@ use skerry_shared::{
     id::{DeviceId, Generation, ModelName, ModelVersion, Platform},
 };
 
-use crate::db::{Db, DbError};
+use crate::{
+    audit::{self, By, Fact},
+    db::{Db, DbError},
+};
 
 /// A device as the control plane knows it.
 #[derive(Clone, Debug)]
@@ -119,12 +122,17 @@ impl TryFrom<String> for Selector {
 
 impl From<Selector> for String {
     fn from(selector: Selector) -> String {
-        selector
-            .0
-            .iter()
-            .map(|(key, value)| format!("{key}={value}"))
-            .collect::<Vec<_>>()
-            .join(",")
+        selector.to_string()
+    }
+}
+
+impl std::fmt::Display for Selector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (position, (key, value)) in self.0.iter().enumerate() {
+            let comma = if position > 0 { "," } else { "" };
+            write!(f, "{comma}{key}={value}")?;
+        }
+        Ok(())
     }
 }
 
@@ -165,8 +173,16 @@ pub async fn enrolled_with(db: &Db, secret: &[u8], public_key: &str) -> Result<O
 /// # Errors
 /// [`DeviceError`]; the token keeps its use then.
 pub async fn enroll(db: &Db, enrolment: Enrolment, now_ms: u64) -> Result<DeviceId, DeviceError> {
-    db.write(move |conn| store::enroll(conn, &enrolment, now_ms).map(|()| enrolment.device))
-        .await
+    db.write(move |conn| {
+        store::enroll(conn, &enrolment, now_ms)?;
+        let fact = Fact::new("device.enroll", format!("device/{}", enrolment.device))
+            .with("token", token_name(&Digest::of(&enrolment.secret)))
+            .with("public_key", &enrolment.public_key)
+            .with("platform", &enrolment.platform);
+        audit::append(conn, &By::device(&enrolment.device, now_ms), fact)?;
+        Ok(enrolment.device)
+    })
+    .await
 }
 
 /// Makes an enrolment token.
@@ -178,21 +194,24 @@ pub async fn create_token(
     secret_hash: Digest,
     labels: BTreeMap<String, String>,
     uses: u32,
-    now_ms: u64,
     expires_at_ms: u64,
+    by: By,
 ) -> Result<(), DeviceError> {
     check_labels(labels.iter().map(|(key, value)| (key.as_str(), Some(value.as_str()))))?;
     db.write(move |conn| {
-        Ok(store::insert_token(
-            conn,
-            &secret_hash,
-            &labels,
-            uses,
-            now_ms,
-            expires_at_ms,
-        )?)
+        store::insert_token(conn, &secret_hash, &labels, uses, by.at_ms, expires_at_ms)?;
+        let fact = Fact::new("device_token.create", token_name(&secret_hash))
+            .with("uses", uses)
+            .with("labels", Selector(labels))
+            .with("expires_at_ms", expires_at_ms);
+        Ok(audit::append(conn, &by, fact)?)
     })
     .await
+}
+
+/// How the audit log names an enrolment token: by the beginning of its secret's digest.
+fn token_name(secret_hash: &Digest) -> String {
+    format!("device-token/{}", &secret_hash.to_hex()[..12])
 }
 
 fn check_labels<'a>(labels: impl Iterator<Item = (&'a str, Option<&'a str>)>) -> Result<(), DeviceError> {
@@ -230,20 +249,30 @@ pub async fn get(db: &Db, id: &DeviceId) -> Result<Device, DeviceError> {
 ///
 /// # Errors
 /// [`DeviceError::NotFound`], [`DeviceError::Label`], or the database's.
-pub async fn set_labels(db: &Db, id: &DeviceId, changes: BTreeMap<String, Option<String>>) -> Result<(), DeviceError> {
+pub async fn set_labels(
+    db: &Db,
+    id: &DeviceId,
+    changes: BTreeMap<String, Option<String>>,
+    by: By,
+) -> Result<(), DeviceError> {
     check_labels(changes.iter().map(|(key, value)| (key.as_str(), value.as_deref())))?;
     let id = id.clone();
     db.write(move |conn| {
         let mut labels = store::get(conn, &id)?
             .ok_or_else(|| DeviceError::NotFound(id.clone()))?
             .labels;
+        let before = Selector(labels.clone());
         for (key, value) in changes {
             match value {
                 Some(value) => labels.insert(key, value),
                 None => labels.remove(&key),
             };
         }
-        Ok(store::set_labels(conn, &id, &labels)?)
+        store::set_labels(conn, &id, &labels)?;
+        let fact = Fact::new("device.labels", format!("device/{id}"))
+            .with("before", before)
+            .with("after", Selector(labels));
+        Ok(audit::append(conn, &by, fact)?)
     })
     .await
 }

@@ -3,16 +3,21 @@
 use std::sync::Arc;
 
 use rusqlite::Connection;
+use skerry_shared::digest::Digest;
 use skerry_tuf::{Limits, Role, Signed, Targets};
 
 use super::{PublishError, store};
-use crate::{db::Db, signing::online::OnlineKeys};
+use crate::{
+    audit::{self, By, Fact},
+    db::Db,
+    signing::online::OnlineKeys,
+};
 
 /// Makes the first metadata of an empty repository.
 ///
 /// # Errors
 /// [`PublishError`]; the repository is as before.
-pub async fn ensure(db: &Db, keys: &Arc<OnlineKeys>, now_ms: u64) -> Result<(), PublishError> {
+pub async fn ensure(db: &Db, keys: &Arc<OnlineKeys>, by: By) -> Result<(), PublishError> {
     let keys = Arc::clone(keys);
     db.write(move |conn| {
         if store::is_empty(conn)? {
@@ -22,7 +27,13 @@ pub async fn ensure(db: &Db, keys: &Arc<OnlineKeys>, now_ms: u64) -> Result<(), 
                 .map_err(PublishError::Targets)?;
             let (version, expires_at_ms) = (first.metadata().version, first.metadata().expires.as_millis());
             store::put(conn, Role::Targets, version, keys.first_targets(), expires_at_ms)?;
-            sign_around(conn, &keys, (version, keys.first_targets()), now_ms)?;
+            sign_around(conn, &keys, (version, keys.first_targets()), by.at_ms)?;
+            let fact = Fact::new("metadata.begin", "metadata/root")
+                .with("root", keys.root_digest())
+                .with("root_version", keys.root().version)
+                .with("targets", Digest::of(keys.first_targets()))
+                .with("targets_version", version);
+            audit::append(conn, &by, fact)?;
         }
         Ok(())
     })

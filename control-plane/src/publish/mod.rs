@@ -21,6 +21,7 @@ use skerry_tuf::{Limits, Role, Signed, TargetName, Targets};
 use utoipa::ToSchema;
 
 use crate::{
+    audit::{self, By, Fact},
     blob::{BlobError, BlobStore},
     bundle::{
         chunker::{BadChunk, decode},
@@ -134,7 +135,7 @@ pub async fn publish(
     keys: &Arc<OnlineKeys>,
     (model, version): (ModelName, ModelVersion),
     targets_bytes: Bytes,
-    now_ms: u64,
+    by: By,
 ) -> Result<PublishedBundle, PublishError> {
     let root = keys.root();
     let targets = Signed::<Targets>::parse(&targets_bytes, &Limits::default())
@@ -176,7 +177,7 @@ pub async fn publish(
         index_bytes: index_bytes.len() as u64,
         total_bytes: index.total_bytes(),
         wire_bytes: wire.iter().map(|(_, len)| len).sum(),
-        published_at_ms: now_ms,
+        published_at_ms: by.at_ms,
     };
     let (keys, new_targets, stored) = (Arc::clone(keys), targets.clone(), bundle.clone());
     db.write(move |conn| {
@@ -199,9 +200,14 @@ pub async fn publish(
         }
         let expires_at_ms = new_targets.expires.as_millis();
         store::put(conn, Role::Targets, new_targets.version, &targets_bytes, expires_at_ms)?;
-        metadata::sign_around(conn, &keys, (new_targets.version, &targets_bytes), now_ms)?;
+        metadata::sign_around(conn, &keys, (new_targets.version, &targets_bytes), by.at_ms)?;
         store::insert_bundle(conn, &stored)?;
-        Ok(())
+        let fact = Fact::new("bundle.publish", format!("bundle/{}/{}", stored.model, stored.version))
+            .with("target", &stored.target)
+            .with("index", stored.index)
+            .with("targets_version", new_targets.version)
+            .with("targets", Digest::of(&targets_bytes));
+        Ok(audit::append(conn, &by, fact)?)
     })
     .await?;
     Ok(bundle)

@@ -7,6 +7,7 @@ mod store;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use rusqlite::Connection;
 use serde::Serialize;
 use skerry_inference::{ModelError, check_model};
 use skerry_shared::{
@@ -17,6 +18,7 @@ use skerry_shared::{
 use utoipa::ToSchema;
 
 use crate::{
+    audit::{self, By, Fact},
     blob::{BlobError, BlobStore},
     db::{Db, DbError},
     openapi,
@@ -74,6 +76,30 @@ pub struct ModelVersionInfo {
     pub outputs: Vec<TensorMetadata>,
     /// UTC milliseconds.
     pub created_at_ms: u64,
+    /// Who registered it: a user, a token, or whoever submitted the run. Empty if that is not known.
+    pub registered_by: String,
+    /// Who has approved it; absent as long as nobody has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub approval: Option<Approval>,
+}
+
+/// Somebody's word that a version may go to devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Approval {
+    /// Who gave it.
+    pub by: String,
+    /// UTC milliseconds.
+    pub at_ms: u64,
+}
+
+/// Who may approve a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Approver {
+    /// Anybody whose role allows it.
+    Anybody,
+    /// Not whoever registered it: four eyes have seen it then.
+    SomebodyElse,
 }
 
 /// Why a registry call failed.
@@ -104,6 +130,19 @@ pub enum RegistryError {
     /// An alias or tag key that is empty or too long.
     #[error("`{0}` is no alias or tag key: 1 to 128 characters without control characters")]
     BadKey(String),
+    /// The version is approved already.
+    #[error("version {version} of model `{model}` was approved by {by} already")]
+    Approved {
+        /// The model.
+        model: ModelName,
+        /// The version.
+        version: ModelVersion,
+        /// Who approved it.
+        by: String,
+    },
+    /// Whoever registered a version may not approve it.
+    #[error("{0} registered this version: somebody else must approve it")]
+    OwnVersion(String),
     /// A device could not run the ONNX file.
     #[error("the ONNX file is refused")]
     Model(#[from] ModelError),
@@ -145,7 +184,7 @@ pub async fn register_version(
     db: &Db,
     blobs: &BlobStore,
     new: NewVersion,
-    now_ms: u64,
+    by: By,
 ) -> Result<(Registered, ModelVersionInfo), RegistryError> {
     let onnx = new.onnx.clone();
     let checked = tokio::task::spawn_blocking(move || (Digest::of(&onnx), check_model(&onnx)));
@@ -160,7 +199,7 @@ pub async fn register_version(
             return Ok((Registered::Existing, existing));
         }
         if store::model(conn, &new.model)?.is_none() {
-            store::insert_model(conn, &new.model, "", &BTreeMap::new(), now_ms)?;
+            add_model(conn, &new.model, "", &BTreeMap::new(), &by)?;
         }
         let info = ModelVersionInfo {
             version: store::next_version(conn, &new.model)?,
@@ -173,9 +212,17 @@ pub async fn register_version(
             aliases: Vec::new(),
             inputs: checked.inputs,
             outputs: checked.outputs,
-            created_at_ms: now_ms,
+            created_at_ms: by.at_ms,
+            registered_by: by.actor.clone(),
+            approval: None,
         };
         store::insert_version(conn, &info)?;
+        let mut fact =
+            Fact::new("model.register", format!("model/{}/{}", info.model, info.version)).with("onnx", info.digest);
+        if let Some(run_id) = &info.run_id {
+            fact = fact.with("run", run_id);
+        }
+        audit::append(conn, &by, fact)?;
         Ok((Registered::New, info))
     })
     .await
@@ -190,13 +237,25 @@ pub async fn create_model(
     name: ModelName,
     description: String,
     tags: BTreeMap<String, String>,
-    now_ms: u64,
+    by: By,
 ) -> Result<(), RegistryError> {
     db.write(move |conn| match store::model(conn, &name)? {
         Some(_) => Err(RegistryError::Exists(name)),
-        None => Ok(store::insert_model(conn, &name, &description, &tags, now_ms)?),
+        None => Ok(add_model(conn, &name, &description, &tags, &by)?),
     })
     .await
+}
+
+fn add_model(
+    conn: &Connection,
+    name: &ModelName,
+    description: &str,
+    tags: &BTreeMap<String, String>,
+    by: &By,
+) -> Result<(), DbError> {
+    store::insert_model(conn, name, description, tags, by.at_ms)?;
+    let fact = Fact::new("model.create", format!("model/{name}")).with("description", description);
+    audit::append(conn, by, fact)
 }
 
 /// All models with their versions.
@@ -227,16 +286,68 @@ pub async fn get_version(db: &Db, model: &ModelName, version: ModelVersion) -> R
         .await
 }
 
+/// Approves a version: from now on its bundles carry who did, and when.
+///
+/// # Errors
+/// [`RegistryError::NoVersion`], [`RegistryError::Approved`], [`RegistryError::OwnVersion`], or the database's.
+pub async fn approve(
+    db: &Db,
+    model: &ModelName,
+    version: ModelVersion,
+    approver: Approver,
+    by: By,
+) -> Result<ModelVersionInfo, RegistryError> {
+    let model = model.clone();
+    db.write(move |conn| {
+        let Some(mut info) = store::version(conn, &model, version)? else {
+            return Err(RegistryError::NoVersion { model, version });
+        };
+        if let Some(Approval { by, .. }) = info.approval {
+            return Err(RegistryError::Approved { model, version, by });
+        }
+        if approver == Approver::SomebodyElse && info.registered_by == by.actor {
+            return Err(RegistryError::OwnVersion(by.actor));
+        }
+        let approval = Approval {
+            by: by.actor.clone(),
+            at_ms: by.at_ms,
+        };
+        store::set_approval(conn, &model, version, &approval)?;
+        let fact = Fact::new("model.approve", format!("model/{model}/{version}"))
+            .with("onnx", info.digest)
+            .with("registered_by", &info.registered_by);
+        audit::append(conn, &by, fact)?;
+        info.approval = Some(approval);
+        Ok(info)
+    })
+    .await
+}
+
 /// Points an alias at a version.
 ///
 /// # Errors
 /// [`RegistryError::NoVersion`], [`RegistryError::BadKey`], or the database's.
-pub async fn set_alias(db: &Db, model: &ModelName, alias: String, version: ModelVersion) -> Result<(), RegistryError> {
+pub async fn set_alias(
+    db: &Db,
+    model: &ModelName,
+    alias: String,
+    version: ModelVersion,
+    by: By,
+) -> Result<(), RegistryError> {
     check_key(&alias)?;
     let model = model.clone();
-    db.write(move |conn| match store::version(conn, &model, version)? {
-        Some(_) => Ok(store::set_alias(conn, &model, &alias, version)?),
-        None => Err(RegistryError::NoVersion { model, version }),
+    db.write(move |conn| {
+        let known = store::model(conn, &model)?;
+        let known = known.filter(|known| known.versions.iter().any(|info| info.version == version));
+        let Some(known) = known else {
+            return Err(RegistryError::NoVersion { model, version });
+        };
+        store::set_alias(conn, &model, &alias, version)?;
+        let mut fact = Fact::new("model.alias", format!("model/{model}/{version}")).with("alias", &alias);
+        if let Some(before) = known.aliases.get(&alias) {
+            fact = fact.with("before", before);
+        }
+        Ok(audit::append(conn, &by, fact)?)
     })
     .await
 }
@@ -245,10 +356,13 @@ pub async fn set_alias(db: &Db, model: &ModelName, alias: String, version: Model
 ///
 /// # Errors
 /// [`RegistryError::NoAlias`], or the database's.
-pub async fn remove_alias(db: &Db, model: &ModelName, alias: String) -> Result<(), RegistryError> {
+pub async fn remove_alias(db: &Db, model: &ModelName, alias: String, by: By) -> Result<(), RegistryError> {
     let model = model.clone();
     db.write(move |conn| match store::remove_alias(conn, &model, &alias)? {
-        true => Ok(()),
+        true => {
+            let fact = Fact::new("model.alias_remove", format!("model/{model}")).with("alias", &alias);
+            Ok(audit::append(conn, &by, fact)?)
+        }
         false => Err(RegistryError::NoAlias { model, alias }),
     })
     .await
@@ -262,8 +376,8 @@ pub async fn set_tag(
     db: &Db,
     model: &ModelName,
     version: ModelVersion,
-    key: String,
-    value: String,
+    (key, value): (String, String),
+    by: By,
 ) -> Result<(), RegistryError> {
     check_key(&key)?;
     let model = model.clone();
@@ -275,8 +389,14 @@ pub async fn set_tag(
                 version,
             })?
             .tags;
-        tags.insert(key, value);
-        Ok(store::set_tags(conn, &model, version, &tags)?)
+        let mut fact = Fact::new("model.tag", format!("model/{model}/{version}"))
+            .with("key", &key)
+            .with("after", &value);
+        if let Some(before) = tags.insert(key, value) {
+            fact = fact.with("before", before);
+        }
+        store::set_tags(conn, &model, version, &tags)?;
+        Ok(audit::append(conn, &by, fact)?)
     })
     .await
 }

@@ -8,11 +8,11 @@ use skerry_shared::{
     id::{ModelName, ModelVersion},
 };
 
-use super::{ModelVersionInfo, RegisteredModel};
+use super::{Approval, ModelVersionInfo, RegisteredModel};
 use crate::db::{DbError, from_json, to_json};
 
-const VERSION_COLUMNS: &str =
-    "model, version, digest, size_bytes, run_id, description, tags, inputs, outputs, created_at_ms";
+const VERSION_COLUMNS: &str = "model, version, digest, size_bytes, run_id, description, tags, inputs, outputs, created_at_ms, \
+     registered_by, approved_by, approved_at_ms";
 
 pub(super) fn insert_model(
     conn: &Connection,
@@ -81,6 +81,7 @@ fn version_info(row: &Row<'_>, aliases: &BTreeMap<String, ModelVersion>) -> Resu
     let corrupt = |error: &dyn std::fmt::Display| DbError::Corrupt(error.to_string());
     let version = ModelVersion(row.get::<_, i64>(1)? as u64);
     let run_id: Option<String> = row.get(4)?;
+    let (approved_by, approved_at_ms): (Option<String>, Option<i64>) = (row.get(11)?, row.get(12)?);
     Ok(ModelVersionInfo {
         model: row.get::<_, String>(0)?.parse().map_err(|e| corrupt(&e))?,
         version,
@@ -97,6 +98,11 @@ fn version_info(row: &Row<'_>, aliases: &BTreeMap<String, ModelVersion>) -> Resu
         inputs: from_json(&row.get::<_, String>(7)?)?,
         outputs: from_json(&row.get::<_, String>(8)?)?,
         created_at_ms: row.get::<_, i64>(9)? as u64,
+        registered_by: row.get(10)?,
+        approval: approved_by.zip(approved_at_ms).map(|(by, at_ms)| Approval {
+            by,
+            at_ms: at_ms as u64,
+        }),
     })
 }
 
@@ -126,7 +132,7 @@ pub(super) fn next_version(conn: &Connection, name: &ModelName) -> Result<ModelV
 
 pub(super) fn insert_version(conn: &Connection, info: &ModelVersionInfo) -> Result<(), DbError> {
     conn.execute(
-        &format!("INSERT INTO model_versions ({VERSION_COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"),
+        &format!("INSERT INTO model_versions ({VERSION_COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"),
         params![
             info.model.as_str(),
             info.version.0 as i64,
@@ -137,7 +143,10 @@ pub(super) fn insert_version(conn: &Connection, info: &ModelVersionInfo) -> Resu
             to_json(&info.tags),
             to_json(&info.inputs),
             to_json(&info.outputs),
-            info.created_at_ms as i64
+            info.created_at_ms as i64,
+            info.registered_by,
+            info.approval.as_ref().map(|approval| &approval.by),
+            info.approval.as_ref().map(|approval| approval.at_ms as i64),
         ],
     )?;
     Ok(())
@@ -171,6 +180,19 @@ pub(super) fn set_tags(
     conn.execute(
         "UPDATE model_versions SET tags = ?3 WHERE model = ?1 AND version = ?2",
         params![model.as_str(), version.0 as i64, to_json(tags)],
+    )?;
+    Ok(())
+}
+
+pub(super) fn set_approval(
+    conn: &Connection,
+    model: &ModelName,
+    version: ModelVersion,
+    approval: &Approval,
+) -> Result<(), DbError> {
+    conn.execute(
+        "UPDATE model_versions SET approved_by = ?3, approved_at_ms = ?4 WHERE model = ?1 AND version = ?2",
+        params![model.as_str(), version.0 as i64, approval.by, approval.at_ms as i64],
     )?;
     Ok(())
 }

@@ -24,7 +24,8 @@ use utoipa::ToSchema;
 use group::GroupRule;
 
 use crate::{
-    db::{Db, DbError},
+    audit::{self, By, Fact},
+    db::{Db, DbError, to_word},
     devices::{self, DeviceError, InvalidSelector, Selector},
     openapi,
     publish::{self, PublishError},
@@ -79,6 +80,11 @@ impl Rollout {
     /// All devices, in the order of their groups.
     pub fn devices(&self) -> impl Iterator<Item = &DeviceProgress> {
         self.groups.iter().flat_map(|group| &group.devices)
+    }
+
+    /// How the audit log names it.
+    fn audit_object(&self) -> String {
+        format!("rollout/{}", self.id)
     }
 
     /// What its devices are told to run.
@@ -314,7 +320,7 @@ pub struct Evaluated {
 ///
 /// # Errors
 /// [`RolloutError`]; nothing is created then.
-pub async fn create(db: &Db, new: NewRollout, now_ms: u64) -> Result<Rollout, RolloutError> {
+pub async fn create(db: &Db, new: NewRollout, by: By) -> Result<Rollout, RolloutError> {
     let probation_ms = new.probation_ms.unwrap_or(u64::from(DEFAULT_PROBATION_MS));
     let silent_after_ms = new.silent_after_ms.unwrap_or(DEFAULT_SILENT_AFTER_MS);
     if probation_ms > PROBATION_MAX_MS {
@@ -357,13 +363,20 @@ pub async fn create(db: &Db, new: NewRollout, now_ms: u64) -> Result<Rollout, Ro
             },
             reason: String::new(),
             groups,
-            created_at_ms: now_ms,
+            created_at_ms: by.at_ms,
             ended_at_ms: None,
         };
         if new.start {
             check_overlap(conn, &rollout)?;
         }
         store::insert(conn, &rollout)?;
+        let fact = Fact::new("rollout.create", rollout.audit_object())
+            .with("model", &rollout.model)
+            .with("version", rollout.version)
+            .with("selector", &rollout.selector)
+            .with("devices", rollout.devices().count())
+            .with("state", to_word(&rollout.state));
+        audit::append(conn, &by, fact)?;
         Ok(rollout)
     })
     .await
@@ -409,8 +422,8 @@ fn require(conn: &Connection, id: RolloutId) -> Result<Rollout, RolloutError> {
 ///
 /// # Errors
 /// [`RolloutError`]; nothing has changed then.
-pub async fn pause(db: &Db, id: RolloutId) -> Result<Rollout, RolloutError> {
-    change(db, id, "paused", |rollout| match rollout.state {
+pub async fn pause(db: &Db, id: RolloutId, by: By) -> Result<Rollout, RolloutError> {
+    change(db, id, ("rollout.pause", "paused"), by, |rollout| match rollout.state {
         RolloutState::Ready | RolloutState::Running => {
             rollout.state = RolloutState::Paused;
             rollout.reason = "paused by an operator".to_owned();
@@ -426,20 +439,22 @@ pub async fn pause(db: &Db, id: RolloutId) -> Result<Rollout, RolloutError> {
 ///
 /// # Errors
 /// [`RolloutError`]; nothing has changed then.
-pub async fn resume(db: &Db, id: RolloutId) -> Result<Rollout, RolloutError> {
-    change(db, id, "resumed", |rollout| match rollout.state {
-        RolloutState::Draft => {
-            rollout.state = RolloutState::Ready;
-            true
+pub async fn resume(db: &Db, id: RolloutId, by: By) -> Result<Rollout, RolloutError> {
+    change(db, id, ("rollout.resume", "resumed"), by, |rollout| {
+        match rollout.state {
+            RolloutState::Draft => {
+                rollout.state = RolloutState::Ready;
+                true
+            }
+            RolloutState::Paused => {
+                plan::accept_inconclusive(rollout);
+                rollout.state = RolloutState::Running;
+                rollout.reason = String::new();
+                true
+            }
+            RolloutState::Ready | RolloutState::Running => true,
+            _ => false,
         }
-        RolloutState::Paused => {
-            plan::accept_inconclusive(rollout);
-            rollout.state = RolloutState::Running;
-            rollout.reason = String::new();
-            true
-        }
-        RolloutState::Ready | RolloutState::Running => true,
-        _ => false,
     })
     .await
 }
@@ -448,15 +463,17 @@ pub async fn resume(db: &Db, id: RolloutId) -> Result<Rollout, RolloutError> {
 ///
 /// # Errors
 /// [`RolloutError`]; nothing has changed then.
-pub async fn abort(db: &Db, id: RolloutId) -> Result<Rollout, RolloutError> {
-    change(db, id, "aborted", |rollout| match rollout.state {
-        RolloutState::Draft | RolloutState::Ready | RolloutState::Running | RolloutState::Paused => {
-            rollout.state = RolloutState::Stopping;
-            rollout.reason = "aborted by an operator".to_owned();
-            true
+pub async fn abort(db: &Db, id: RolloutId, by: By) -> Result<Rollout, RolloutError> {
+    change(db, id, ("rollout.abort", "aborted"), by, |rollout| {
+        match rollout.state {
+            RolloutState::Draft | RolloutState::Ready | RolloutState::Running | RolloutState::Paused => {
+                rollout.state = RolloutState::Stopping;
+                rollout.reason = "aborted by an operator".to_owned();
+                true
+            }
+            RolloutState::Stopping | RolloutState::Stopped => true,
+            RolloutState::Finished => false,
         }
-        RolloutState::Stopping | RolloutState::Stopped => true,
-        RolloutState::Finished => false,
     })
     .await
 }
@@ -464,7 +481,8 @@ pub async fn abort(db: &Db, id: RolloutId) -> Result<Rollout, RolloutError> {
 async fn change(
     db: &Db,
     id: RolloutId,
-    wanted: &'static str,
+    (action, wanted): (&'static str, &'static str),
+    by: By,
     change: impl FnOnce(&mut Rollout) -> bool + Send + 'static,
 ) -> Result<Rollout, RolloutError> {
     db.write(move |conn| {
@@ -481,6 +499,10 @@ async fn change(
             check_overlap(conn, &rollout)?;
         }
         store::update(conn, &rollout)?;
+        let fact = Fact::new(action, rollout.audit_object())
+            .with("before", to_word(&before))
+            .with("after", to_word(&rollout.state));
+        audit::append(conn, &by, fact)?;
         Ok(rollout)
     })
     .await
@@ -517,6 +539,7 @@ pub async fn evaluate(db: &Db, id: RolloutId, now_ms: u64) -> Result<Evaluated, 
         if after != before {
             store::update(conn, &after)?;
         }
+        record_decisions(conn, (&before, &after), &actions, now_ms)?;
         Ok(Evaluated {
             changed: after != before,
             assigned: !actions.is_empty(),
@@ -524,6 +547,48 @@ pub async fn evaluate(db: &Db, id: RolloutId, now_ms: u64) -> Result<Evaluated, 
         })
     })
     .await
+}
+
+/// Devices in one entry: bounds how long it is.
+const DEVICES_IN_ENTRY: usize = 64;
+
+/// Appends to the audit log what the control plane has decided by itself: whom it told what, and where the rollout went.
+fn record_decisions(
+    conn: &Connection,
+    (before, after): (&Rollout, &Rollout),
+    actions: &[plan::Action],
+    now_ms: u64,
+) -> Result<(), DbError> {
+    let by = By::control_plane(now_ms);
+    let assigned = actions.iter().filter_map(|action| match action {
+        plan::Action::Assign(id) => Some(id.as_str()),
+        plan::Action::Revert(_) => None,
+    });
+    let reverted = actions.iter().filter_map(|action| match action {
+        plan::Action::Assign(_) => None,
+        plan::Action::Revert(id) => Some(id.as_str()),
+    });
+    let told: [(_, Vec<&str>); 2] = [
+        ("rollout.assign", assigned.collect()),
+        ("rollout.revert", reverted.collect()),
+    ];
+    for (action, devices) in &told {
+        for some in devices.chunks(DEVICES_IN_ENTRY) {
+            let fact = Fact::new(action, after.audit_object())
+                .with("target", &after.target)
+                .with("index", after.index)
+                .with("devices", some.join(" "));
+            audit::append(conn, &by, fact)?;
+        }
+    }
+    if before.state != after.state {
+        let fact = Fact::new("rollout.decide", after.audit_object())
+            .with("before", to_word(&before.state))
+            .with("after", to_word(&after.state))
+            .with("reason", &after.reason);
+        audit::append(conn, &by, fact)?;
+    }
+    Ok(())
 }
 
 fn act(conn: &Connection, rollout: &mut Rollout, action: &plan::Action, now_ms: u64) -> Result<(), RolloutError> {

@@ -23,6 +23,10 @@ use crate::{
 const NOW: u64 = 1_000_000;
 const SILENT_AFTER_MS: u64 = 60_000;
 
+fn by() -> By {
+    By::new("ada", NOW)
+}
+
 fn index() -> Digest {
     Digest::of(b"index of v2")
 }
@@ -44,7 +48,8 @@ impl World {
         let insert = move |conn: &Connection| -> Result<(), DbError> {
             conn.execute_batch(
                 "INSERT INTO models VALUES ('m', '', '{}', 0);
-                 INSERT INTO model_versions VALUES ('m', 2, 'x', 1, NULL, '', '{}', '[]', '[]', 0);",
+                 INSERT INTO model_versions (model, version, digest, size_bytes, description, tags, inputs, outputs, created_at_ms)
+                 VALUES ('m', 2, 'x', 1, '', '{}', '[]', '[]', 0);",
             )?;
             conn.execute(
                 "INSERT INTO bundles VALUES ('m', 2, 'm/2/index', ?1, 1, 1, 1, 0)",
@@ -91,7 +96,7 @@ impl World {
             silent_after_ms: Some(silent_after_ms),
             start: true,
         };
-        create(&self.db, new, NOW).await
+        create(&self.db, new, by()).await
     }
 
     async fn create_with(&self, groups: Vec<GroupRule>, start: bool) -> Result<Rollout, RolloutError> {
@@ -104,7 +109,7 @@ impl World {
             silent_after_ms: Some(SILENT_AFTER_MS),
             start,
         };
-        create(&self.db, new, NOW).await
+        create(&self.db, new, by()).await
     }
 
     /// Evaluates until nothing changes, as the driver does.
@@ -251,7 +256,7 @@ async fn abort_returns_the_devices_under_way_and_leaves_the_others() {
         .await;
     world.report(&first[1], UpdateState::Download, None, NOW).await;
     world.settle(rollout.id, NOW).await;
-    abort(&world.db, rollout.id).await.unwrap();
+    abort(&world.db, rollout.id, by()).await.unwrap();
     let stopping = world.settle(rollout.id, NOW).await;
     assert_eq!(stopping.state, RolloutState::Stopping);
     assert_eq!(
@@ -286,7 +291,7 @@ async fn silence_is_inconclusive_and_pauses() {
     assert_eq!(paused.groups[0].devices[0].state, DeviceState::Silent);
 
     // A person goes on: the next group begins, and the silent device may still come back.
-    resume(&world.db, rollout.id).await.unwrap();
+    resume(&world.db, rollout.id, by()).await.unwrap();
     let going_on = world.settle(rollout.id, silent_at).await;
     assert!(going_on.groups[1].devices[0].detail.assigned.is_some());
     let late = &going_on.groups[0].devices[0].device;
@@ -302,14 +307,14 @@ async fn pause_holds_the_next_group() {
     let world = World::new(2).await;
     let rollout = world.create(&["1", "rest"]).await;
     world.settle(rollout.id, NOW).await;
-    pause(&world.db, rollout.id).await.unwrap();
+    pause(&world.db, rollout.id, by()).await.unwrap();
     let first = ids(&rollout.groups[0]).remove(0);
     world
         .report(&first, UpdateState::Idle, Some(OutcomeResult::Succeeded), NOW)
         .await;
     let paused = world.settle(rollout.id, NOW).await;
     assert!(paused.groups[1].devices[0].detail.assigned.is_none());
-    resume(&world.db, rollout.id).await.unwrap();
+    resume(&world.db, rollout.id, by()).await.unwrap();
     let resumed = world.settle(rollout.id, NOW).await;
     assert!(resumed.groups[1].devices[0].detail.assigned.is_some());
     assert!(!resumed.groups[0].accepted, "it had proved itself");
@@ -349,10 +354,10 @@ async fn a_draft_touches_nothing_until_it_is_started() {
     let draft = world.create_with(vec![rule.clone()], false).await.unwrap();
     assert_eq!(world.settle(draft.id, NOW).await.state, RolloutState::Draft);
     assert!(matches!(
-        pause(&world.db, draft.id).await,
+        pause(&world.db, draft.id, by()).await,
         Err(RolloutError::State { .. })
     ));
-    resume(&world.db, draft.id).await.unwrap();
+    resume(&world.db, draft.id, by()).await.unwrap();
     assert_eq!(world.settle(draft.id, NOW).await.state, RolloutState::Running);
     // One rollout of a model at a time on a device.
     assert!(matches!(
@@ -390,7 +395,7 @@ async fn an_unpublished_version_cannot_be_rolled_out() {
         start: true,
     };
     assert!(matches!(
-        create(&world.db, new.clone(), NOW).await,
+        create(&world.db, new.clone(), by()).await,
         Err(RolloutError::Invalid(_))
     ));
     let rule = GroupRule {
@@ -403,7 +408,7 @@ async fn an_unpublished_version_cannot_be_rolled_out() {
         ..new
     };
     assert!(matches!(
-        create(&world.db, new, NOW).await,
+        create(&world.db, new, by()).await,
         Err(RolloutError::Publish(_))
     ));
 }

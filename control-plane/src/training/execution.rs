@@ -31,7 +31,10 @@ use super::{
     run::{Artifact, Run, RunStatus},
     store,
 };
-use crate::registry::{self, NewVersion, Registered};
+use crate::{
+    audit::By,
+    registry::{self, NewVersion, Registered},
+};
 
 /// The name of the log in a run's folder.
 pub(super) const LOG: &str = "log";
@@ -377,7 +380,8 @@ impl<'a> Execution<'a> {
             description: String::new(),
         };
         let parts = &self.training.0.parts;
-        let (registered, info) = registry::register_version(&parts.db, &parts.blobs, new, self.training.now()).await?;
+        let by = By::new(&self.run.submitted_by, self.training.now());
+        let (registered, info) = registry::register_version(&parts.db, &parts.blobs, new, by).await?;
         let version = info.version;
         match registered {
             Registered::New => self.training.moved(Moved::Model(model)),

@@ -18,7 +18,10 @@ use super::{
     run::{Run, RunStatus},
     store,
 };
-use crate::db::DbError;
+use crate::{
+    audit::{self, By, Fact},
+    db::DbError,
+};
 
 /// After a database error: a disk that is full or a file that another process holds.
 const RETRY_MIN: Duration = Duration::from_millis(250);
@@ -48,16 +51,22 @@ pub(super) async fn recover(training: &Training) -> Result<(), DbError> {
 }
 
 /// Kills a run; returns when it has ended, or when it should have.
-pub(super) async fn cancel(training: &Training, id: &RunId) -> Result<(), DbError> {
+pub(super) async fn cancel(training: &Training, id: &RunId, by: By) -> Result<(), DbError> {
     let live = training.lock_live().get(id).cloned();
     // Before the database is asked: a run that starts in between finds itself cancelled.
     if let Some(live) = &live {
         live.cancel.cancel();
     }
-    let (of, now) = (id.clone(), training.now());
+    let of = id.clone();
     let db = &training.0.parts.db;
     let never_started = db
-        .write(move |conn| store::kill_scheduled(conn, &of, CANCELLED, now))
+        .write(move |conn| {
+            let never_started = store::kill_scheduled(conn, &of, CANCELLED, by.at_ms)?;
+            let before = if never_started { "scheduled" } else { "running" };
+            let fact = Fact::new("run.cancel", format!("run/{of}")).with("before", before);
+            audit::append(conn, &by, fact)?;
+            Ok::<_, DbError>(never_started)
+        })
         .await?;
     if never_started {
         has_ended(training, id);

@@ -32,6 +32,7 @@ use skerry_shared::{
 use tokio::sync::Notify;
 
 use crate::{
+    audit::{self, By, Fact},
     blob::{BlobError, BlobStore},
     config::TrainingConfig,
     db::{Db, DbError},
@@ -191,7 +192,7 @@ impl Training {
     ///
     /// # Errors
     /// [`TrainingError`]; nothing is submitted then.
-    pub async fn submit(&self, new: NewRun) -> Result<Run, TrainingError> {
+    pub async fn submit(&self, new: NewRun, by: By) -> Result<Run, TrainingError> {
         check::check(&new)?;
         for file in new.inputs.iter().chain([&new.script]) {
             if !self.0.parts.blobs.has(file.digest).await? {
@@ -208,7 +209,7 @@ impl Training {
         let training = self.clone();
         let submitted = tokio::spawn(async move {
             training.add_live(&id);
-            let (now, limit) = (training.now(), training.0.parts.limits.scheduled_runs);
+            let limit = training.0.parts.limits.scheduled_runs;
             let dataset = check::dataset_digest(&new.inputs);
             let inserted = {
                 let id = id.clone();
@@ -216,7 +217,17 @@ impl Training {
                     if store::count_scheduled(conn)? >= limit {
                         return Err(TrainingError::QueueFull(limit));
                     }
-                    store::insert(conn, &id, &new, dataset, now)?;
+                    store::insert(conn, &id, &new, dataset, &by)?;
+                    let mut fact = Fact::new("run.submit", format!("run/{id}"))
+                        .with("experiment", &new.experiment)
+                        .with("code", new.script.digest);
+                    if let Some(dataset) = dataset {
+                        fact = fact.with("dataset", dataset);
+                    }
+                    if let Some(model) = &new.register_as {
+                        fact = fact.with("register_as", model);
+                    }
+                    audit::append(conn, &by, fact)?;
                     store::get(conn, &id)?.ok_or(TrainingError::NotFound(id))
                 })
             };
@@ -312,13 +323,13 @@ impl Training {
     ///
     /// # Errors
     /// [`TrainingError::NotFound`], [`TrainingError::Ended`], or the database's.
-    pub async fn cancel(&self, id: &RunId) -> Result<Run, TrainingError> {
+    pub async fn cancel(&self, id: &RunId, by: By) -> Result<Run, TrainingError> {
         if self.get(id).await?.status.has_ended() {
             return Err(TrainingError::Ended(id.clone()));
         }
         let training = self.clone();
         let of = id.clone();
-        let cancelled = tokio::spawn(async move { executor::cancel(&training, &of).await });
+        let cancelled = tokio::spawn(async move { executor::cancel(&training, &of, by).await });
         cancelled.await.unwrap_or(Err(DbError::Closed))?;
         self.get(id).await
     }

@@ -99,6 +99,8 @@ pub struct Run {
     pub id: RunId,
     /// The name of its experiment.
     pub experiment: String,
+    /// Who submitted it. Empty if that is not known.
+    pub submitted_by: String,
     /// Where it is.
     pub status: RunStatus,
     /// The script's name.

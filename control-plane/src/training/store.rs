@@ -13,14 +13,18 @@ use super::{
     outputs::MetricLine,
     run::{Artifact, Experiment, MetricPoint, NewRun, RegisteredVersion, Run, RunStatus},
 };
-use crate::db::{DbError, from_json, to_json};
+use crate::{
+    audit::By,
+    db::{DbError, from_json, to_json},
+};
 
 /// Runs in one list: more than a person reads.
 const LIST_MAX: i64 = 1000;
 
 const COLUMNS: &str = "runs.id, experiments.name, runs.status, runs.script, runs.code, runs.inputs, runs.dataset, \
      runs.params, runs.timeout_seconds, runs.register_as, runs.exit_status, runs.signal, runs.error, \
-     runs.registered_version, runs.created_at_ms, runs.started_at_ms, runs.ended_at_ms";
+     runs.registered_version, runs.created_at_ms, runs.started_at_ms, runs.ended_at_ms, \
+     runs.submitted_by";
 const FROM: &str = "runs JOIN experiments ON experiments.id = runs.experiment_id";
 
 pub(super) fn count_scheduled(conn: &Connection) -> Result<usize, DbError> {
@@ -33,16 +37,16 @@ pub(super) fn insert(
     id: &RunId,
     new: &NewRun,
     dataset: Option<Digest>,
-    now_ms: u64,
+    by: &By,
 ) -> Result<(), DbError> {
     conn.execute(
         "INSERT INTO experiments (name, created_at_ms) VALUES (?1, ?2) ON CONFLICT (name) DO NOTHING",
-        params![new.experiment, now_ms as i64],
+        params![new.experiment, by.at_ms as i64],
     )?;
     conn.execute(
         "INSERT INTO runs (id, experiment_id, status, script, code, inputs, dataset, params, timeout_seconds, register_as,
-                           created_at_ms)
-         VALUES (?1, (SELECT id FROM experiments WHERE name = ?2), 'scheduled', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                           created_at_ms, submitted_by)
+         VALUES (?1, (SELECT id FROM experiments WHERE name = ?2), 'scheduled', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
         params![
             id.as_str(),
             new.experiment,
@@ -53,7 +57,8 @@ pub(super) fn insert(
             to_json(&new.params),
             new.timeout.as_secs() as i64,
             new.register_as.as_ref().map(ModelName::as_str),
-            now_ms as i64
+            by.at_ms as i64,
+            by.actor,
         ],
     )?;
     Ok(())
@@ -140,6 +145,7 @@ fn run(row: &Row<'_>) -> Result<Run, DbError> {
         created_at_ms: row.get::<_, i64>(14)? as u64,
         started_at_ms: time(15)?,
         ended_at_ms: time(16)?,
+        submitted_by: row.get(17)?,
     })
 }
 

@@ -18,20 +18,14 @@ use super::{
     *,
 };
 use crate::{
-    db::{DbError, Durability, Migration},
+    app::CORE_MIGRATIONS,
+    db::{DbError, Durability},
     registry,
 };
 
-const MIGRATIONS: &[Migration] = &[
-    Migration {
-        number: 2,
-        sql: include_str!("../../migrations/core/002_registry.sql"),
-    },
-    Migration {
-        number: 5,
-        sql: include_str!("../../migrations/core/005_training.sql"),
-    },
-];
+fn by() -> By {
+    By::new("ada", crate::app::now_ms())
+}
 
 /// A run that hangs fails its test; nothing here takes as long.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -124,7 +118,7 @@ impl Fixture {
     }
 
     async fn submit(&self, script: &str) -> RunId {
-        self.training.submit(self.shell(script).await).await.unwrap().id
+        self.training.submit(self.shell(script).await, by()).await.unwrap().id
     }
 
     async fn until(&self, id: &RunId, wanted: impl Fn(&Run) -> bool) -> Run {
@@ -168,7 +162,7 @@ impl Fixture {
 async fn open(folder: &Path, moved: &broadcast::Sender<Moved>, limits: Limits) -> Training {
     let moved = moved.clone();
     let parts = Parts {
-        db: Db::open(&folder.join("core.db"), Durability::Full, MIGRATIONS).unwrap(),
+        db: Db::open(&folder.join("core.db"), Durability::Full, CORE_MIGRATIONS).unwrap(),
         blobs: BlobStore::open_folder(&folder.join("blobs")).unwrap(),
         folder: folder.join("runs"),
         config: TrainingConfig::default(),
@@ -226,7 +220,7 @@ async fn a_script_gets_its_inputs_and_parameters() {
         ("b".to_owned(), "$(id)".to_owned()),
     ]
     .into();
-    let submitted = fixture.training.submit(new).await.unwrap();
+    let submitted = fixture.training.submit(new, by()).await.unwrap();
     assert_eq!(submitted.status, RunStatus::Scheduled);
     let run = fixture.ended(&submitted.id).await;
     assert_eq!(run.status, RunStatus::Finished, "{run:?}");
@@ -247,7 +241,7 @@ async fn a_python_script_needs_no_shebang() {
         params: [("k".to_owned(), "v".to_owned())].into(),
         ..fixture.shell("").await
     };
-    let run = fixture.training.submit(new).await.unwrap();
+    let run = fixture.training.submit(new, by()).await.unwrap();
     assert_eq!(fixture.log(&run.id).await, "['--k', 'v'] 0\n");
     assert_eq!(fixture.ended(&run.id).await.status, RunStatus::Finished);
 }
@@ -259,7 +253,7 @@ async fn a_file_that_cannot_be_executed_fails_its_run() {
         script: fixture.upload("script", b"\0").await,
         ..fixture.shell("").await
     };
-    let run = fixture.training.submit(new).await.unwrap();
+    let run = fixture.training.submit(new, by()).await.unwrap();
     let run = fixture.ended(&run.id).await;
     assert_eq!(run.status, RunStatus::Failed);
     let error = run.error.unwrap();
@@ -290,7 +284,7 @@ async fn a_run_past_its_time_limit_is_killed_with_its_children() {
     let fixture = Fixture::new().await;
     let (new, alive) = fixture.children("exec sleep 600").await;
     let timeout = Duration::from_secs(1);
-    let run = fixture.training.submit(NewRun { timeout, ..new }).await.unwrap();
+    let run = fixture.training.submit(NewRun { timeout, ..new }, by()).await.unwrap();
     let run = fixture.ended(&run.id).await;
     assert_eq!((run.status, run.signal), (RunStatus::Failed, Some(15)));
     assert_eq!(run.error.as_deref(), Some("the script reached its time limit of 1 s"));
@@ -302,7 +296,7 @@ async fn a_run_past_its_time_limit_is_killed_with_its_children() {
 async fn children_do_not_outlive_a_run_that_ended_well() {
     let fixture = Fixture::new().await;
     let (new, alive) = fixture.children("true").await;
-    let run = fixture.training.submit(new).await.unwrap();
+    let run = fixture.training.submit(new, by()).await.unwrap();
     assert_eq!(fixture.ended(&run.id).await.status, RunStatus::Finished);
     dead(alive).await;
 }
@@ -324,10 +318,10 @@ async fn a_cancelled_run_is_killed() {
     let fixture = Fixture::new().await;
     let id = fixture.submit("exec sleep 600").await;
     fixture.until(&id, |run| run.status == RunStatus::Running).await;
-    let run = fixture.training.cancel(&id).await.unwrap();
+    let run = fixture.training.cancel(&id, by()).await.unwrap();
     assert_eq!(run.status, RunStatus::Killed);
     assert_eq!(run.error.as_deref(), Some("the run was cancelled"));
-    let again = fixture.training.cancel(&id).await;
+    let again = fixture.training.cancel(&id, by()).await;
     assert!(matches!(again, Err(TrainingError::Ended(_))));
 }
 
@@ -343,7 +337,7 @@ async fn a_script_that_ignores_termination_is_killed_after_the_grace() {
         .await;
     let mut log = Box::pin(fixture.training.log(&id, LogEnd::RunEnded).await.unwrap());
     assert_eq!(log.next().await.unwrap().unwrap(), "ready\n");
-    let run = fixture.training.cancel(&id).await.unwrap();
+    let run = fixture.training.cancel(&id, by()).await.unwrap();
     assert_eq!((run.status, run.signal), (RunStatus::Killed, Some(9)));
 }
 
@@ -351,7 +345,7 @@ async fn a_script_that_ignores_termination_is_killed_after_the_grace() {
 async fn a_run_that_is_cancelled_before_its_turn_never_starts() {
     let fixture = Fixture::idle(Limits::default()).await;
     let id = fixture.submit("echo started").await;
-    let (run, log) = tokio::join!(fixture.training.cancel(&id), fixture.log(&id));
+    let (run, log) = tokio::join!(fixture.training.cancel(&id, by()), fixture.log(&id));
     let run = run.unwrap();
     assert_eq!((run.status, run.started_at_ms), (RunStatus::Killed, None));
     assert_eq!(log, "");
@@ -477,7 +471,7 @@ async fn a_model_is_registered_with_its_run() {
         ..fixture.shell(script).await
     };
     let mut moved = fixture.moved.subscribe();
-    let run = fixture.training.submit(new.clone()).await.unwrap();
+    let run = fixture.training.submit(new.clone(), by()).await.unwrap();
     let run = fixture.ended(&run.id).await;
     assert_eq!(run.status, RunStatus::Finished, "{:?}", run.error);
     let registered = run.registered.unwrap();
@@ -489,7 +483,7 @@ async fn a_model_is_registered_with_its_run() {
     while moved.recv().await.unwrap() != Moved::Model(registered.model.clone()) {}
 
     // The same file is the same version, made by the first run.
-    let again = fixture.training.submit(new).await.unwrap();
+    let again = fixture.training.submit(new, by()).await.unwrap();
     let again = fixture.ended(&again.id).await;
     assert_eq!(again.registered, Some(registered));
     assert!(fixture.log(&again.id).await.contains("is activity version 1 already"));
@@ -503,7 +497,7 @@ async fn a_model_that_no_device_could_run_fails_its_run() {
         register_as: Some(model.clone()),
         ..fixture.shell("echo nonsense > artifacts/model.onnx").await
     };
-    let run = fixture.training.submit(new).await.unwrap();
+    let run = fixture.training.submit(new, by()).await.unwrap();
     let run = fixture.ended(&run.id).await;
     assert_eq!((run.status, run.exit_status), (RunStatus::Failed, Some(0)));
     let error = run.error.unwrap();
@@ -523,7 +517,7 @@ async fn a_run_that_should_have_made_a_model_fails_without_one() {
         register_as: Some("activity".parse().unwrap()),
         ..fixture.shell("true").await
     };
-    let run = fixture.training.submit(new).await.unwrap();
+    let run = fixture.training.submit(new, by()).await.unwrap();
     let error = fixture.ended(&run.id).await.error.unwrap();
     assert_eq!(error, "artifacts/model.onnx is not there, so nothing was registered");
 }
@@ -572,21 +566,24 @@ async fn a_refused_run_leaves_nothing() {
         name: "a".to_owned(),
         digest,
     };
-    let refused = fixture.training.submit(NewRun {
-        inputs: vec![missing],
-        ..good.clone()
-    });
+    let refused = fixture.training.submit(
+        NewRun {
+            inputs: vec![missing],
+            ..good.clone()
+        },
+        by(),
+    );
     assert!(matches!(refused.await, Err(TrainingError::MissingBlob { .. })));
     let mut bad = good.clone();
     bad.script.name = "../script.sh".to_owned();
     assert!(matches!(
-        fixture.training.submit(bad).await,
+        fixture.training.submit(bad, by()).await,
         Err(TrainingError::Refused(_))
     ));
     assert!(fixture.training.experiments().await.unwrap().is_empty());
 
-    fixture.training.submit(good.clone()).await.unwrap();
-    let refused = fixture.training.submit(good).await;
+    fixture.training.submit(good.clone(), by()).await.unwrap();
+    let refused = fixture.training.submit(good, by()).await;
     assert!(matches!(refused, Err(TrainingError::QueueFull(1))));
     assert_eq!(fixture.training.list(None).await.unwrap().len(), 1);
     assert_eq!(fixture.training.lock_live().len(), 1);
@@ -596,7 +593,7 @@ async fn a_refused_run_leaves_nothing() {
 async fn a_shutdown_stops_scripts_and_keeps_the_queue() {
     let mut fixture = Fixture::new().await;
     let (new, alive) = fixture.children("exec sleep 600").await;
-    let running = fixture.training.submit(new).await.unwrap().id;
+    let running = fixture.training.submit(new, by()).await.unwrap().id;
     let waiting = fixture.submit("echo started").await;
     let mut log = Box::pin(fixture.training.log(&running, LogEnd::RunEnded).await.unwrap());
     assert_eq!(log.next().await.unwrap().unwrap(), "ready\n");

@@ -17,6 +17,7 @@ use super::{
     view::rollout::{RolloutRow, RolloutView},
 };
 use crate::{
+    api::CalledBy,
     app::Change,
     devices::{self, Selector},
     rollouts::{self, Rollout, RolloutError},
@@ -70,35 +71,38 @@ type FormResult = Result<Form<CsrfForm>, FormRejection>;
 
 pub(super) async fn pause(
     State(console): State<Console>,
+    CalledBy(by): CalledBy,
     Extension(session): Extension<Session>,
     Path(id): Path<String>,
     headers: HeaderMap,
     form: FormResult,
 ) -> Result<Redirect, PageError> {
     check_form(&session, &headers, form)?;
-    changed(&console, rollouts::pause(&console.app.core, parse(&id)?).await)
+    changed(&console, rollouts::pause(&console.app.core, parse(&id)?, by).await)
 }
 
 pub(super) async fn resume(
     State(console): State<Console>,
+    CalledBy(by): CalledBy,
     Extension(session): Extension<Session>,
     Path(id): Path<String>,
     headers: HeaderMap,
     form: FormResult,
 ) -> Result<Redirect, PageError> {
     check_form(&session, &headers, form)?;
-    changed(&console, rollouts::resume(&console.app.core, parse(&id)?).await)
+    changed(&console, rollouts::resume(&console.app.core, parse(&id)?, by).await)
 }
 
 pub(super) async fn abort(
     State(console): State<Console>,
+    CalledBy(by): CalledBy,
     Extension(session): Extension<Session>,
     Path(id): Path<String>,
     headers: HeaderMap,
     form: FormResult,
 ) -> Result<Redirect, PageError> {
     check_form(&session, &headers, form)?;
-    changed(&console, rollouts::abort(&console.app.core, parse(&id)?).await)
+    changed(&console, rollouts::abort(&console.app.core, parse(&id)?, by).await)
 }
 
 fn changed(console: &Console, rollout: Result<Rollout, RolloutError>) -> Result<Redirect, PageError> {
