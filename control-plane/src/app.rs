@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use skerry_broker::{Broker, BrokerConfig, Limits};
 use skerry_shared::{
     digest::Digest,
+    dsse::Envelope,
     id::{DeviceId, ModelName, ModelVersion, RolloutId, RunId},
 };
 use tokio::{
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api,
-    audit::By,
+    audit::{self, By},
     blob::BlobStore,
     config::{Config, Mqtt},
     db::{Db, DbError, Durability, Migration},
@@ -70,6 +71,10 @@ pub(crate) const CORE_MIGRATIONS: &[Migration] = &[
     },
 ];
 
+/// How often what was added to the audit log is signed: what a thief of the machine can cut off without a trace.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(3600);
+/// The file of audit checkpoints in the data folder.
+const CHECKPOINTS: &str = "audit-checkpoints.jsonl";
 /// How long tasks may take to end.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
 /// How often the metadata's life is looked at.
@@ -139,6 +144,17 @@ pub struct App {
     pub mqtt_address: (Option<String>, u16),
     /// Cancelled when the control plane ends: an answer that goes on must end then.
     pub shutdown: CancellationToken,
+}
+
+impl App {
+    /// The newest audit checkpoint; signs a new one if entries have come since.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn checkpoint(&self) -> Result<Envelope, DbError> {
+        let file = self.config.data_dir.join(CHECKPOINTS);
+        audit::checkpoint::make(&self.core, &self.keys, &file, now_ms()).await
+    }
 }
 
 /// Now, in UTC milliseconds.
@@ -253,6 +269,7 @@ impl Server {
         let mut tasks = JoinSet::new();
         mqtt::spawn(&mut tasks, &app, connection, &shutdown);
         tasks.spawn(renew_metadata(Arc::clone(&app), shutdown.clone()));
+        tasks.spawn(sign_audit_log(Arc::clone(&app), shutdown.clone()));
         tasks.spawn(drive_rollouts(Arc::clone(&app), shutdown.clone()));
         tasks.spawn(training.execute(shutdown.clone()));
         let router = router(&app);
@@ -302,6 +319,7 @@ impl Server {
             tracing::warn!("some tasks did not end in time");
             self.tasks.abort_all();
         }
+        log_db(self.app.checkpoint().await.map(drop), "audit checkpoint");
         if let Some(broker) = self.broker {
             broker.shutdown().await;
         }
@@ -353,6 +371,16 @@ async fn renew_metadata(app: Arc<App>, shutdown: CancellationToken) {
         }
         tokio::select! {
             () = tokio::time::sleep(RENEW_EVERY) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+async fn sign_audit_log(app: Arc<App>, shutdown: CancellationToken) {
+    loop {
+        log_db(app.checkpoint().await.map(drop), "audit checkpoint");
+        tokio::select! {
+            () = tokio::time::sleep(CHECKPOINT_EVERY) => {}
             () = shutdown.cancelled() => return,
         }
     }

@@ -9,13 +9,14 @@ pub mod db;
 
 mod openapi;
 
+pub mod signing;
+
 pub mod audit;
 
 pub mod access;
 
 pub mod devices;
 pub mod registry;
-pub mod signing;
 pub mod training;
 
 pub mod bundle;

@@ -138,3 +138,23 @@ pub(crate) struct ReportedError {
     /// One sentence for a person.
     message: String,
 }
+
+/// A signed payload (DSSE).
+#[derive(ToSchema)]
+pub(crate) struct DsseEnvelope {
+    /// What the payload is.
+    #[serde(rename = "payloadType")]
+    payload_type: String,
+    /// The payload, in base64.
+    payload: String,
+    signatures: Vec<DsseSignature>,
+}
+
+/// A signature of a DSSE envelope.
+#[derive(ToSchema)]
+pub(crate) struct DsseSignature {
+    /// A hint: which key.
+    keyid: String,
+    /// The signature, in base64.
+    sig: String,
+}

@@ -102,11 +102,11 @@ impl Envelope {
         serde_json::from_slice(bytes).map_err(DsseError::Parse)
     }
 
-    /// Returns the payload if enough of `signers` have signed it as `payload_type`.
+    /// Returns the payload without asking who has signed it: for an envelope whose place is trusted already.
     ///
     /// # Errors
-    /// [`DsseError`] otherwise; the payload stays unread.
-    pub fn verify(&self, payload_type: &str, signers: &Signers) -> Result<Vec<u8>, DsseError> {
+    /// [`DsseError::PayloadType`] or [`DsseError::Base64`].
+    pub fn unverified_payload(&self, payload_type: &str) -> Result<Vec<u8>, DsseError> {
         if self.payload_type != payload_type {
             let got = self.payload_type.chars().take(200).collect();
             return Err(DsseError::PayloadType {
@@ -114,9 +114,15 @@ impl Envelope {
                 expected: payload_type.to_owned(),
             });
         }
-        let payload = STANDARD
-            .decode(&self.payload)
-            .map_err(|_| DsseError::Base64("payload"))?;
+        STANDARD.decode(&self.payload).map_err(|_| DsseError::Base64("payload"))
+    }
+
+    /// Returns the payload if enough of `signers` have signed it as `payload_type`.
+    ///
+    /// # Errors
+    /// [`DsseError`] otherwise; the payload stays unread.
+    pub fn verify(&self, payload_type: &str, signers: &Signers) -> Result<Vec<u8>, DsseError> {
+        let payload = self.unverified_payload(payload_type)?;
         let message = pae(payload_type, &payload);
         let mut signatures = Vec::new();
         for signature in self.signatures.iter().take(SIGNATURES_MAX) {

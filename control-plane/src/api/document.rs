@@ -48,6 +48,7 @@ pub(super) fn empty() -> OpenApi {
         ("bundles", "Signed bundles, their content and the TUF metadata"),
         ("telemetry", "What devices have measured"),
         ("rollouts", "Bringing a bundle to devices, group by group"),
+        ("audit", "Who changed what"),
         ("system", "The control plane itself"),
     ];
     let tag = |(name, text)| TagBuilder::new().name(name).description(Some(text)).build();

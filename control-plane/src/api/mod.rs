@@ -2,6 +2,7 @@
 //!
 //! Handlers translate; the domains decide. Invariant: nothing that a client sees names a path, a statement or a host.
 
+mod audit;
 pub(crate) mod auth;
 mod bundles;
 mod devices;
@@ -56,6 +57,7 @@ fn documented(app: &Arc<App>) -> OpenApiRouter<Arc<App>> {
         .merge(rollouts::routes())
         .merge(runs::routes())
         .merge(telemetry::routes())
+        .merge(audit::routes())
         .merge(events::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(app), auth::require_token));
     document::require_token(protected.get_openapi_mut());

@@ -5,7 +5,11 @@
 //! never changes, and [`chain`] finds it if somebody changes it all the same.
 
 pub mod chain;
+pub mod checkpoint;
+pub mod export;
 mod store;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 

@@ -3,6 +3,7 @@
 //!
 //! Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 not found.
 
+mod audit;
 pub mod bundle;
 pub mod client;
 #[cfg(feature = "demo")]
@@ -114,6 +115,9 @@ enum Command {
     /// What devices have measured.
     #[command(subcommand)]
     Telemetry(telemetry::Command),
+    /// The audit log: who changed what, and proof that nobody has touched it since.
+    #[command(subcommand)]
+    Audit(audit::Command),
 }
 
 /// A command's failure with its exit code.
@@ -164,6 +168,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Bundle(command) => bundle::run(command, global),
         Command::Rollout(command) => rollout::run(command, global),
         Command::Telemetry(command) => telemetry::run(command, global),
+        Command::Audit(command) => audit::run(command, global),
     };
     match done {
         Ok(code) => code,
