@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::now_ms,
-    disk::{self, DiskError},
+    disk::{self, Disk, DiskError},
     enroll::Identity,
     fetch::Fetcher,
     link::{self, FromBroker},
@@ -56,14 +56,16 @@ const API_DRAIN: Duration = Duration::from_secs(5);
 /// # Errors
 /// When the device is not enrolled, its state is unreadable, or the local API's port is taken.
 pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let identity = Identity::read(&options.state_dir)?;
+    let disk = Disk::real();
+    let identity = Identity::read(&disk, &options.state_dir)?;
     let _lock = disk::lock(&options.state_dir)?;
     let mut boot = [0; 16];
     getrandom::fill(&mut boot).context("no randomness from the system")?;
     let boot_id: BootId = hex::encode(boot).parse().expect("sixteen bytes are 32 hex digits");
-    let mut keeper = Keeper::open(&options.state_dir)?;
-    let store = Store::open(&options.state_dir, options.store_limit)?;
-    let trust = Trust::open(&options.state_dir, keeper.get().floors).context("the trusted metadata is unusable")?;
+    let mut keeper = Keeper::open(&disk, &options.state_dir)?;
+    let store = Store::open(&disk, &options.state_dir, options.store_limit)?;
+    let trust =
+        Trust::open(&disk, &options.state_dir, keeper.get().floors).context("the trusted metadata is unusable")?;
     // A start that broke off between file and record is made good here.
     let floors = trust.floors();
     keeper.change(|record| record.floors = floors)?;
@@ -73,7 +75,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
     let listener = tokio::net::TcpListener::bind(options.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {} for inference requests", options.listen))?;
     let address = listener.local_addr()?.to_string();
-    disk::write(
+    disk.write(
         &options.state_dir.join("inference-address"),
         address.as_bytes(),
         disk::Access::Everybody,
@@ -89,6 +91,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
 
     let (sender, received) = link::start(&identity, &boot_id, shutdown.clone());
     let telemetry = telemetry::Task {
+        disk: disk.clone(),
         state_dir: options.state_dir.clone(),
         interval: options.telemetry_interval,
         device: identity.device_id.clone(),
@@ -115,6 +118,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
         floors: None,
     };
     let mut agent = Agent {
+        disk,
         state_dir: options.state_dir.clone(),
         identity,
         boot_id,
@@ -147,6 +151,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
 
 /// What the loop owns.
 struct Agent {
+    disk: Disk,
     state_dir: PathBuf,
     identity: Identity,
     boot_id: BootId,
@@ -373,7 +378,7 @@ impl Agent {
         // While an effect runs, its worker holds the trusted keys: read them from disk, they are the same.
         let trust = match &self.worker {
             Some(worker) => worker.trust.desired(bytes, &self.identity.device_id),
-            None => match Trust::open(&self.state_dir, self.keeper.get().floors) {
+            None => match Trust::open(&self.disk, &self.state_dir, self.keeper.get().floors) {
                 Ok(trust) => trust.desired(bytes, &self.identity.device_id),
                 Err(error) => Err(error),
             },

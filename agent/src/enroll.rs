@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use skerry_shared::{digest::Digest, id::DeviceId};
 
-use crate::disk::{self, Access};
+use crate::disk::{Access, Disk};
 
 /// Who this device is, and how it reaches the broker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -32,8 +32,8 @@ const KEY: &str = "device.key";
 
 impl Identity {
     /// Reads the identity that enrolment left.
-    pub(crate) fn read(state_dir: &Path) -> anyhow::Result<Identity> {
-        let bytes = disk::read(&state_dir.join(IDENTITY))?;
+    pub(crate) fn read(disk: &Disk, state_dir: &Path) -> anyhow::Result<Identity> {
+        let bytes = disk.read(&state_dir.join(IDENTITY))?;
         let bytes = bytes.context("this device is not enrolled: run `skerry-agent enroll` first")?;
         serde_json::from_slice(&bytes).context("identity.json is damaged: enrol again")
     }
@@ -68,8 +68,9 @@ pub(crate) fn enroll(
     token: &str,
     device: Option<DeviceId>,
 ) -> anyhow::Result<DeviceId> {
-    disk::make_folder(&state_dir.join("trust"))?;
-    if disk::read(&state_dir.join(IDENTITY))?.is_some() {
+    let disk = Disk::real();
+    disk.make_folder(&state_dir.join("trust"))?;
+    if disk.read(&state_dir.join(IDENTITY))?.is_some() {
         bail!("this device is enrolled already; another state folder, or an empty one, makes another device");
     }
     let pinned = token
@@ -79,11 +80,11 @@ pub(crate) fn enroll(
     // The same key if an earlier try broke off: the file is the device's identity.
     let key_path = state_dir.join(KEY);
     let mut seed = [0; 32];
-    match disk::read(&key_path)? {
+    match disk.read(&key_path)? {
         Some(bytes) => hex::decode_to_slice(bytes.trim_ascii(), &mut seed).context("device.key is damaged")?,
         None => {
             getrandom::fill(&mut seed).context("no randomness from the system")?;
-            disk::write(&key_path, hex::encode(seed).as_bytes(), Access::OwnerOnly)?;
+            disk.write(&key_path, hex::encode(seed).as_bytes(), Access::OwnerOnly)?;
         }
     }
     let public_key = ed25519_dalek::SigningKey::from_bytes(&seed).verifying_key();
@@ -100,7 +101,7 @@ pub(crate) fn enroll(
         bail!("the control plane's root metadata is not the one that the token names: do not trust this server");
     }
     let answer = call(server, &body)?;
-    disk::write(&state_dir.join("trust/root.json"), &root, Access::Everybody)?;
+    disk.write(&state_dir.join("trust/root.json"), &root, Access::Everybody)?;
     let MqttAccess {
         host,
         port,
@@ -121,7 +122,7 @@ pub(crate) fn enroll(
         },
     };
     let json = serde_json::to_vec_pretty(&identity).context("cannot encode the identity")?;
-    disk::write(&state_dir.join(IDENTITY), &json, Access::OwnerOnly)?;
+    disk.write(&state_dir.join(IDENTITY), &json, Access::OwnerOnly)?;
     Ok(identity.device_id)
 }
 

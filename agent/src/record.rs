@@ -12,7 +12,7 @@ use skerry_shared::{
 use skerry_tuf::VersionFloors;
 
 use crate::{
-    disk::{DiskError, TwoCopies},
+    disk::{Disk, DiskError, TwoCopies},
     update::State,
 };
 
@@ -58,8 +58,8 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    pub(crate) fn open(folder: &std::path::Path) -> Result<Keeper, DiskError> {
-        let (copies, record) = TwoCopies::open(folder)?;
+    pub(crate) fn open(disk: &Disk, folder: &std::path::Path) -> Result<Keeper, DiskError> {
+        let (copies, record) = TwoCopies::open(disk, folder)?;
         Ok(Keeper {
             copies,
             record: record.unwrap_or_default(),

@@ -4,8 +4,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
-    io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
@@ -15,12 +13,13 @@ use skerry_shared::{
 };
 
 use crate::{
-    disk::{self, Access, DiskError, WholeFile},
+    disk::{Access, Disk, DiskError},
     record::Record,
 };
 
 /// The store's folders.
 pub(crate) struct Store {
+    disk: Disk,
     indexes: PathBuf,
     objects: PathBuf,
     staging: PathBuf,
@@ -31,64 +30,66 @@ pub(crate) struct Store {
 pub(crate) type Sources = BTreeMap<Digest, (PathBuf, u64, usize)>;
 
 impl Store {
-    pub(crate) fn open(state_dir: &Path, limit_bytes: Option<u64>) -> Result<Store, DiskError> {
+    pub(crate) fn open(disk: &Disk, state_dir: &Path, limit_bytes: Option<u64>) -> Result<Store, DiskError> {
         let folder = |name: &str| state_dir.join("store").join(name);
         let store = Store {
+            disk: disk.clone(),
             indexes: folder("indexes"),
             objects: folder("objects"),
             staging: folder("staging"),
             limit_bytes,
         };
         for path in [&store.indexes, &store.objects, &store.staging] {
-            disk::make_folder(path)?;
+            disk.make_folder(path)?;
         }
         Ok(store)
     }
 
     /// Bytes that may still be added: what the disk has free, and what the limit leaves.
     pub(crate) fn room_bytes(&self) -> Result<u64, DiskError> {
-        let free = disk::free_bytes(&self.objects)?;
+        let free = self.disk.free_bytes(&self.objects)?;
         let Some(limit) = self.limit_bytes else { return Ok(free) };
-        let used = disk::size_bytes(&self.objects)? + disk::size_bytes(&self.staging)?;
+        let used = self.disk.size_bytes(&self.objects)? + self.disk.size_bytes(&self.staging)?;
         Ok(free.min(limit.saturating_sub(used)))
     }
 
     /// Keeps a verified chunk index.
     pub(crate) fn put_index(&self, digest: Digest, bytes: &[u8]) -> Result<(), DiskError> {
-        disk::write(&self.indexes.join(digest.to_hex()), bytes, Access::Everybody)
+        self.disk
+            .write(&self.indexes.join(digest.to_hex()), bytes, Access::Everybody)
     }
 
     /// A kept chunk index; `None` if it is not there or not whole.
     pub(crate) fn index(&self, digest: Digest) -> Result<Option<ChunkIndex>, DiskError> {
-        let bytes = disk::read(&self.indexes.join(digest.to_hex()))?;
+        let bytes = self.disk.read(&self.indexes.join(digest.to_hex()))?;
         let whole = bytes.filter(|bytes| Digest::of(bytes) == digest);
         Ok(whole.and_then(|bytes| ChunkIndex::from_bytes(&bytes).ok()))
     }
 
     /// True when an object is there and whole. It is read piece by piece: models are larger than what memory should hold.
     pub(crate) fn has_object(&self, digest: Digest) -> Result<bool, DiskError> {
-        Ok(disk::digest(&self.objects.join(digest.to_hex()))? == Some(digest))
+        Ok(self.disk.digest(&self.objects.join(digest.to_hex()))? == Some(digest))
     }
 
     /// The content of an object; `None` if it is not there or not whole.
     pub(crate) fn object(&self, digest: Digest) -> Result<Option<Vec<u8>>, DiskError> {
-        let bytes = disk::read(&self.objects.join(digest.to_hex()))?;
+        let bytes = self.disk.read(&self.objects.join(digest.to_hex()))?;
         Ok(bytes.filter(|bytes| Digest::of(bytes) == digest))
     }
 
     /// Keeps a chunk of the download under way.
     pub(crate) fn stage(&self, raw: Digest, content: &[u8]) -> Result<(), DiskError> {
-        disk::write_unsynced(&self.staging.join(raw.to_hex()), content)
+        self.disk.write_unsynced(&self.staging.join(raw.to_hex()), content)
     }
 
     fn staged(&self, raw: Digest) -> Result<Option<Vec<u8>>, DiskError> {
-        let bytes = disk::read(&self.staging.join(raw.to_hex()))?;
+        let bytes = self.disk.read(&self.staging.join(raw.to_hex()))?;
         Ok(bytes.filter(|bytes| Digest::of(bytes) == raw))
     }
 
     /// True when a download has left something behind.
     pub(crate) fn has_staged(&self, index: &ChunkIndex) -> Result<bool, DiskError> {
-        let names: BTreeSet<String> = disk::list(&self.staging)?.into_iter().collect();
+        let names: BTreeSet<String> = self.disk.list(&self.staging)?.into_iter().collect();
         Ok(index.chunks().iter().any(|chunk| names.contains(&chunk.raw.to_hex())))
     }
 
@@ -133,7 +134,7 @@ impl Store {
                 if self.staged(chunk.raw)?.is_some() {
                     continue;
                 }
-                match sources.get(&chunk.raw).and_then(|source| copy(source, chunk.raw)) {
+                match sources.get(&chunk.raw).and_then(|source| self.copy(source, chunk.raw)) {
                     Some(content) => self.stage(chunk.raw, &content)?,
                     None => missing.push(file.first_chunk + position as u32),
                 }
@@ -144,7 +145,9 @@ impl Store {
 
     /// Joins the staged chunks of a lacking file into its object. False when a chunk is missing or the file is not what it should be.
     pub(crate) fn assemble(&self, index: &ChunkIndex, file: &FileEntry) -> Result<bool, DiskError> {
-        let mut whole = WholeFile::create(&self.objects.join(file.digest.to_hex()), Access::Everybody)?;
+        let mut whole = self
+            .disk
+            .begin(&self.objects.join(file.digest.to_hex()), Access::Everybody)?;
         let mut hasher = Hasher::default();
         for chunk in index.chunks_of(file) {
             let Some(content) = self.staged(chunk.raw)? else {
@@ -162,7 +165,7 @@ impl Store {
 
     /// Bytes that bringing lacking files here will still write: chunks that are not staged, and the files themselves.
     pub(crate) fn bytes_to_write(&self, index: &ChunkIndex, lacking: &[&FileEntry]) -> Result<u64, DiskError> {
-        let staged: BTreeSet<String> = disk::list(&self.staging)?.into_iter().collect();
+        let staged: BTreeSet<String> = self.disk.list(&self.staging)?.into_iter().collect();
         let mut bytes = 0;
         for file in lacking {
             let chunks = index.chunks_of(file).iter();
@@ -185,9 +188,24 @@ impl Store {
                 chunks.extend(index.chunks().iter().map(|chunk| chunk.raw.to_hex()));
             }
         }
-        sweep(&self.indexes, |name| indexes.contains(name))?;
-        sweep(&self.objects, |name| objects.contains(name))?;
-        sweep(&self.staging, |name| chunks.contains(name))
+        self.sweep(&self.indexes, |name| indexes.contains(name))?;
+        self.sweep(&self.objects, |name| objects.contains(name))?;
+        self.sweep(&self.staging, |name| chunks.contains(name))
+    }
+
+    fn sweep(&self, folder: &Path, keep: impl Fn(&str) -> bool) -> Result<(), DiskError> {
+        for name in self.disk.list(folder)? {
+            if !keep(&name) {
+                self.disk.remove(&folder.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a chunk out of an installed object, if it is still what it was.
+    fn copy(&self, (path, offset, len): &(PathBuf, u64, usize), raw: Digest) -> Option<Vec<u8>> {
+        let content = self.disk.read_at(path, *offset, *len).ok()?;
+        (Digest::of(&content) == raw).then_some(content)
     }
 }
 
@@ -197,22 +215,4 @@ fn kept_indexes(record: &Record) -> impl Iterator<Item = Digest> {
         .values()
         .flat_map(|slots| [&slots.current, &slots.previous]);
     slots.flatten().map(|installed| installed.index)
-}
-
-fn sweep(folder: &Path, keep: impl Fn(&str) -> bool) -> Result<(), DiskError> {
-    for name in disk::list(folder)? {
-        if !keep(&name) {
-            disk::remove(&folder.join(name))?;
-        }
-    }
-    Ok(())
-}
-
-/// Reads a chunk out of an installed object, if it is still what it was.
-fn copy((path, offset, len): &(PathBuf, u64, usize), raw: Digest) -> Option<Vec<u8>> {
-    let mut file = File::open(path).ok()?;
-    file.seek(SeekFrom::Start(*offset)).ok()?;
-    let mut content = vec![0; *len];
-    file.read_exact(&mut content).ok()?;
-    (Digest::of(&content) == raw).then_some(content)
 }

@@ -18,7 +18,7 @@ use skerry_shared::{
 use skerry_tuf::{Expiry, Limits, Outcome, Role, StoredMetadata, TargetName, TrustedSet, UnixTime, VersionFloors};
 
 use crate::{
-    disk::{self, Access, DiskError},
+    disk::{Access, Disk, DiskError},
     fetch::{FetchError, Fetcher},
     store::Store,
 };
@@ -102,15 +102,16 @@ impl VerifyError {
 
 /// The trusted metadata with its place on disk.
 pub(crate) struct Trust {
+    disk: Disk,
     folder: PathBuf,
     set: TrustedSet,
 }
 
 impl Trust {
     /// Loads what is trusted. The root that enrolment left must be there.
-    pub(crate) fn open(state_dir: &Path, floors: VersionFloors) -> Result<Trust, VerifyError> {
+    pub(crate) fn open(disk: &Disk, state_dir: &Path, floors: VersionFloors) -> Result<Trust, VerifyError> {
         let folder = state_dir.join("trust");
-        let read = |role: Role| disk::read(&folder.join(role.file_name()));
+        let read = |role: Role| disk.read(&folder.join(role.file_name()));
         let stored = StoredMetadata {
             root: read(Role::Root)?.unwrap_or_default(),
             timestamp: read(Role::Timestamp)?,
@@ -122,6 +123,7 @@ impl Trust {
             tracing::warn!(role = dropped.role.as_str(), error = %dropped.error, "stored metadata is not believed");
         }
         Ok(Trust {
+            disk: disk.clone(),
             folder,
             set: loaded.set,
         })
@@ -204,7 +206,9 @@ impl Trust {
 
     fn store(&self, role: Role) -> Result<(), DiskError> {
         match self.set.bytes(role) {
-            Some(bytes) => disk::write(&self.folder.join(role.file_name()), bytes, Access::Everybody),
+            Some(bytes) => self
+                .disk
+                .write(&self.folder.join(role.file_name()), bytes, Access::Everybody),
             None => Ok(()),
         }
     }

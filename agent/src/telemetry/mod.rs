@@ -40,10 +40,11 @@ use self::{
     outbox::{Event, Outbox},
     spool::{SPOOL_BYTES, Spool, TelemetryStatus},
 };
-use crate::{clock::now_ns, link::Sender, serving::Serving};
+use crate::{clock::now_ns, disk::Disk, link::Sender, serving::Serving};
 
 /// The telemetry task, wired.
 pub(crate) struct Task {
+    pub(crate) disk: Disk,
     pub(crate) state_dir: PathBuf,
     pub(crate) interval: Duration,
     pub(crate) device: DeviceId,
@@ -58,8 +59,8 @@ pub(crate) struct Task {
 impl Task {
     /// Collects and sends until `stop`, and collects once more then. Without a usable spool the agent goes on without telemetry.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let folder = self.state_dir.join("spool");
-        let outbox = match tokio::task::spawn_blocking(move || Spool::open(&folder, SPOOL_BYTES)).await {
+        let (disk, folder) = (self.disk.clone(), self.state_dir.join("spool"));
+        let outbox = match tokio::task::spawn_blocking(move || Spool::open(&disk, &folder, SPOOL_BYTES)).await {
             Ok(Ok(spool)) => Outbox::new(spool),
             Ok(Err(error)) => {
                 let error = format!("{:#}", anyhow::Error::new(error));

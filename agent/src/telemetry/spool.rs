@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use skerry_shared::{desired::FrameId, id::BootId, otlp::TelemetryFrame};
 
 use super::collect::Frame;
-use crate::disk::{self, Appender, DiskError, TwoCopies};
+use crate::disk::{Appender, Disk, DiskError, TwoCopies};
 
 /// Frames that may be on their way at once.
 pub(super) const WINDOW: usize = 8;
@@ -74,6 +74,7 @@ struct Pending {
 
 /// The spool.
 pub(super) struct Spool {
+    disk: Disk,
     folder: PathBuf,
     limit_bytes: u64,
     copies: TwoCopies,
@@ -86,10 +87,11 @@ pub(super) struct Spool {
 
 impl Spool {
     /// Opens the spool with all that was not acknowledged when it was last used.
-    pub(super) fn open(folder: &Path, limit_bytes: u64) -> Result<Spool, DiskError> {
-        disk::make_folder(folder)?;
-        let (copies, head) = TwoCopies::open::<Head>(folder)?;
+    pub(super) fn open(disk: &Disk, folder: &Path, limit_bytes: u64) -> Result<Spool, DiskError> {
+        disk.make_folder(folder)?;
+        let (copies, head) = TwoCopies::open::<Head>(disk, folder)?;
         let mut spool = Spool {
+            disk: disk.clone(),
             folder: folder.to_owned(),
             limit_bytes,
             copies,
@@ -99,20 +101,20 @@ impl Spool {
             pending: VecDeque::new(),
             boots: Vec::new(),
         };
-        let mut numbers: Vec<u64> = disk::list(folder)?.iter().filter_map(|name| number(name)).collect();
+        let mut numbers: Vec<u64> = disk.list(folder)?.iter().filter_map(|name| number(name)).collect();
         numbers.sort_unstable();
         for number in numbers {
             let path = spool.path(number);
             if spool.head.removing == Some(number) {
-                disk::remove(&path)?;
+                disk.remove(&path)?;
                 continue;
             }
-            let bytes = disk::read(&path)?.unwrap_or_default();
+            let bytes = disk.read(&path)?.unwrap_or_default();
             let before = spool.pending.len();
             spool.read_segment(number, &bytes);
             if spool.pending.len() == before {
                 // Nothing but a torn first record.
-                disk::remove(&path)?;
+                disk.remove(&path)?;
                 continue;
             }
             let pending = (spool.pending.len() - before) as u32;
@@ -178,7 +180,7 @@ impl Spool {
             Some((number, file)) if file.bytes() < segment_bytes => (number, file),
             _ => {
                 let number = self.next_number();
-                let file = Appender::create(&self.path(number))?;
+                let file = self.disk.create_growing(&self.path(number))?;
                 self.segments.insert(number, Segment::default());
                 (number, file)
             }
@@ -194,7 +196,7 @@ impl Spool {
                     .is_some_and(|segment| segment.bytes == 0 && segment.pending == 0)
                 {
                     self.segments.remove(&number);
-                    disk::remove(&self.path(number))?;
+                    self.disk.remove(&self.path(number))?;
                 }
                 return Err(error);
             }
@@ -267,7 +269,7 @@ impl Spool {
         if self.active.as_ref().is_some_and(|(active, _)| *active == number) {
             self.active = None;
         }
-        disk::remove(&self.path(number))
+        self.disk.remove(&self.path(number))
     }
 
     /// The control plane has committed a frame. One that is not known here is acknowledged already.
@@ -313,7 +315,9 @@ impl Spool {
         let matches = |frame: &Pending| frame.seq == id.seq && self.boots[frame.boot as usize] == id.boot_id;
         let place = self.pending.iter().take(WINDOW).position(matches)?;
         let frame = self.pending[place];
-        let record = disk::read_at(&self.path(frame.segment), frame.offset, frame.bytes as usize);
+        let record = self
+            .disk
+            .read_at(&self.path(frame.segment), frame.offset, frame.bytes as usize);
         let error = match record.as_deref().map(decode) {
             Ok(Some(record)) => return Some(record.frame.to_vec()),
             Ok(None) => "its checksum is wrong".to_owned(),

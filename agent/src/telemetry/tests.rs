@@ -11,6 +11,7 @@ use super::{
     outbox::{Event, Outbox},
     spool::{SPOOL_BYTES, Spool, TelemetryStatus, WINDOW},
 };
+use crate::disk::Disk;
 
 fn frame(boot: u8, seq: u64) -> Frame {
     sized_frame(boot, seq, 20)
@@ -46,7 +47,7 @@ fn ids(frames: &[Vec<u8>]) -> Vec<FrameId> {
 }
 
 fn open(folder: &Path) -> Spool {
-    Spool::open(folder, SPOOL_BYTES).unwrap()
+    Spool::open(&Disk::real(), folder, SPOOL_BYTES).unwrap()
 }
 
 fn outbox(folder: &Path) -> Outbox {
@@ -164,7 +165,7 @@ fn a_restart_sends_what_is_not_acknowledged_again_with_the_same_ids() {
 fn a_full_spool_drops_the_oldest_that_was_not_sent_and_counts_it() {
     let folder = tempfile::tempdir().unwrap();
     let limit = 64 * 1024;
-    let mut spool = Spool::open(folder.path(), limit).unwrap();
+    let mut spool = Spool::open(&Disk::real(), folder.path(), limit).unwrap();
     let mut recorded = 0;
     for seq in 1..=300 {
         let frame = sized_frame(1, seq, 1000);
@@ -183,7 +184,7 @@ fn a_full_spool_drops_the_oldest_that_was_not_sent_and_counts_it() {
         "those may have been committed"
     );
     drop(spool);
-    let again = Spool::open(folder.path(), limit).unwrap();
+    let again = Spool::open(&Disk::real(), folder.path(), limit).unwrap();
     assert_eq!(again.status(), status);
 }
 
@@ -191,7 +192,7 @@ fn a_full_spool_drops_the_oldest_that_was_not_sent_and_counts_it() {
 fn a_kill_between_head_and_removal_does_not_count_a_segment_twice() {
     let folder = tempfile::tempdir().unwrap();
     let limit = 64 * 1024;
-    let mut spool = Spool::open(folder.path(), limit).unwrap();
+    let mut spool = Spool::open(&Disk::real(), folder.path(), limit).unwrap();
     let mut copies = std::collections::BTreeMap::new();
     let mut seq = 0;
     while spool.status().points_dropped == 0 {
@@ -208,7 +209,10 @@ fn a_kill_between_head_and_removal_does_not_count_a_segment_twice() {
     drop(spool);
     let (removed, content) = copies.iter().find(|(path, _)| !path.exists()).unwrap();
     fs::write(removed, content).unwrap();
-    assert_eq!(Spool::open(folder.path(), limit).unwrap().status(), status);
+    assert_eq!(
+        Spool::open(&Disk::real(), folder.path(), limit).unwrap().status(),
+        status
+    );
 }
 
 #[test]
@@ -277,7 +281,7 @@ proptest! {
     #[test]
     fn what_is_recorded_and_not_dropped_is_stored_whatever_is_killed(steps in steps()) {
         let folder = tempfile::tempdir().unwrap();
-        let start = || Outbox::new(Spool::open(folder.path(), 64 * 1024).unwrap());
+        let start = || Outbox::new(Spool::open(&Disk::real(), folder.path(), 64 * 1024).unwrap());
         let (mut outbox, mut boot, mut seq) = (start(), 1, 0);
         let (mut stored, mut stored_points) = (BTreeSet::new(), 0);
         let now = Instant::now();
