@@ -26,6 +26,15 @@ pub struct Config {
     pub body_limit_bytes: usize,
     /// How training scripts run.
     pub training: TrainingConfig,
+    /// What the model registry asks for.
+    pub registry: RegistryConfig,
+}
+
+/// What the model registry asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RegistryConfig {
+    /// True when nobody may approve a version that they have registered themselves.
+    pub four_eyes: bool,
 }
 
 /// How training scripts run.
@@ -114,6 +123,7 @@ impl Config {
             telemetry_retention_days: RETENTION_DAYS,
             body_limit_bytes: BODY_LIMIT_BYTES,
             training: TrainingConfig::default(),
+            registry: RegistryConfig::default(),
         }
     }
 
@@ -162,6 +172,7 @@ impl Config {
         let telemetry: TelemetrySection = section.take("telemetry").unwrap_or_default();
         let limits: LimitsSection = section.take("limits").unwrap_or_default();
         let training: TrainingSection = section.take("training").unwrap_or_default();
+        let registry: RegistrySection = section.take("registry").unwrap_or_default();
         section.finish();
 
         let mut config = Config::new(&data_dir.unwrap_or_else(|| PathBuf::from("skerry-data")));
@@ -208,6 +219,7 @@ impl Config {
             }
         }
         training.apply(&mut config.training, &mut mistakes);
+        config.registry.four_eyes = registry.four_eyes;
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
     }
 }
@@ -298,6 +310,12 @@ struct LimitsSection {
 struct TrainingSection {
     python: Option<PathBuf>,
     max_concurrent_runs: Option<usize>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RegistrySection {
+    four_eyes: bool,
 }
 
 impl TrainingSection {

@@ -204,10 +204,38 @@ pub struct Lineage {
     /// The data set it was trained on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dataset: Option<Digest>,
-    /// The training code.
+    /// The training code's revision: the digest of the script.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<Digest>,
     /// The registered ONNX file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub onnx: Option<Digest>,
+    /// The model version that the ONNX file was registered as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registered: Option<Registration>,
+    /// Who has approved that version; absent when nobody had when the bundle was built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approved: Option<Approval>,
+}
+
+/// An entry of the model registry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// The registered model.
+    pub model: ModelName,
+    /// Its version.
+    pub version: ModelVersion,
+    /// Who registered it.
+    pub by: String,
+    /// UTC milliseconds.
+    pub at_ms: u64,
+}
+
+/// Somebody's word that a model version may go to devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Approval {
+    /// Who gave it.
+    pub by: String,
+    /// UTC milliseconds.
+    pub at_ms: u64,
 }

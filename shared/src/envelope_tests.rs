@@ -7,7 +7,10 @@ use proptest::{collection::vec, option, prelude::*};
 use serde_json::Value;
 
 use crate::{
-    bundle::{Golden, Lineage, Manifest, Pipeline, Resource, ResourceKind, Stage, StageKind, StepLimits, Tolerance},
+    bundle::{
+        Approval, Golden, Lineage, Manifest, Pipeline, Registration, Resource, ResourceKind, Stage, StageKind,
+        StepLimits, Tolerance,
+    },
     desired::{
         Ack, AgentInfo, BundleAssignment, Desired, FrameId, InstalledBundle, Outcome, OutcomeResult, Reported,
         ReportedError, Slot, Status, UpdateState, UpdateStatus,
@@ -272,11 +275,29 @@ fn manifest() -> impl Strategy<Value = Manifest> {
             relative: 0.5,
         },
     });
-    let lineage = (option::of(run()), option::of(digest())).prop_map(|(run_id, dataset)| Lineage {
+    let approval = (".{0,20}", any::<u64>()).prop_map(|(by, at_ms)| Approval { by, at_ms });
+    let registration = (model(), any::<u64>(), ".{0,20}", any::<u64>()).prop_map(|(model, version, by, at_ms)| {
+        let version = ModelVersion(version);
+        Registration {
+            model,
+            version,
+            by,
+            at_ms,
+        }
+    });
+    let lineage = (
+        option::of(run()),
+        option::of(digest()),
+        option::of(registration),
+        option::of(approval),
+    );
+    let lineage = lineage.prop_map(|(run_id, dataset, registered, approved)| Lineage {
         run_id,
         dataset,
         code: dataset,
         onnx: dataset,
+        registered,
+        approved,
     });
     let names = (model(), any::<u64>(), any::<u64>());
     (names, vec(resource(), 0..4), pipeline, option::of(golden), lineage).prop_map(

@@ -12,6 +12,7 @@ pub mod digest;
 pub mod dsse;
 pub mod histogram;
 pub mod id;
+pub mod lineage;
 pub mod oip;
 pub mod otlp;
 pub mod schema;

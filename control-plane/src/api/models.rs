@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     app::{App, Change},
-    registry::{self, ModelVersionInfo, NewVersion, Registered, RegisteredModel},
+    registry::{self, Approver, ModelVersionInfo, NewVersion, Registered, RegisteredModel},
 };
 
 pub(super) fn routes(upload_limit: usize) -> OpenApiRouter<Arc<App>> {
@@ -32,6 +32,7 @@ pub(super) fn routes(upload_limit: usize) -> OpenApiRouter<Arc<App>> {
         .routes(routes!(register).layer(DefaultBodyLimit::max(upload_limit)))
         .routes(routes!(show_version))
         .routes(routes!(download))
+        .routes(routes!(approve))
         .routes(routes!(set_tag))
         .routes(routes!(set_alias, remove_alias))
 }
@@ -179,6 +180,35 @@ async fn download(
         [(header::CONTENT_TYPE, "application/octet-stream")],
         app.blobs.get(version.digest).await?,
     ))
+}
+
+/// Approves a version
+///
+/// Bundles that are built from now on carry who approved it, and when.
+#[utoipa::path(post, path = "/models/{name}/versions/{version}/approve", operation_id = "approve_version", tag = "models",
+    params(
+        ("name" = String, Path, description = "The model"),
+        ("version" = u64, Path, description = "The version"),
+    ),
+    responses(
+        (status = 200, description = "The version, approved", body = ModelVersionInfo),
+        (status = 403, description = "Whoever registered it may not approve it here"),
+        (status = 404, description = "There is no such version"),
+        (status = 409, description = "It is approved already"),
+    ))]
+async fn approve(
+    State(app): State<Arc<App>>,
+    CalledBy(by): CalledBy,
+    UrlPath((name, version)): UrlPath<(String, u64)>,
+) -> Result<Json<ModelVersionInfo>, Problem> {
+    let (model, version) = (parse_name(&name)?, ModelVersion(version));
+    let approver = match app.config.registry.four_eyes {
+        true => Approver::SomebodyElse,
+        false => Approver::Anybody,
+    };
+    let version = registry::approve(&app.core, &model, version, approver, by).await?;
+    app.changes.send(Change::Model(model));
+    Ok(Json(version))
 }
 
 /// A tag's value.

@@ -8,6 +8,7 @@ pub mod chunker;
 pub mod folder;
 pub mod sign;
 pub mod spec;
+pub mod verify;
 
 use skerry_shared::id::{ModelName, ModelVersion};
 

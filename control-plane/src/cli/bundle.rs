@@ -1,5 +1,7 @@
 //! `skerry bundle`: build on this machine, sign with the offline key, publish to the control plane.
 
+mod verify;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -12,7 +14,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::Subcommand;
 use serde_json::{Value, json};
 use skerry_shared::{
-    bundle::{Lineage, ResourceKind},
+    bundle::{Approval, Lineage, Registration, ResourceKind},
     digest::Digest,
     id::{ModelName, ModelVersion},
 };
@@ -72,6 +74,28 @@ pub enum Command {
         /// The bundle folder.
         bundle: PathBuf,
     },
+    /// Proves a bundle folder without a server: content, signatures, and the lineage back to the data set.
+    #[command(
+        after_help = "Exit code 1 if anything is wrong: a chunk, the index, the manifest, a signature, or a lineage of another bundle.\n\
+                      What is not known is shown as such and is no error; neither is metadata that has expired, which only devices\n\
+                      must refuse. After a rotation, give the roots in order, the one that you trust first:\n  \
+                      skerry bundle verify out --root keys/1.root.json --root keys/2.root.json\n\
+                      With the training data at hand:\n  \
+                      skerry bundle verify out --dataset data/"
+    )]
+    Verify {
+        /// The bundle folder.
+        bundle: PathBuf,
+        /// The folder with root.json.
+        #[arg(long, default_value = "keys")]
+        keys: PathBuf,
+        /// A root metadata file instead; several, each of which follows the one before.
+        #[arg(long)]
+        root: Vec<PathBuf>,
+        /// The folder with the training run's inputs: must have the data set's digest.
+        #[arg(long, value_name = "FOLDER")]
+        dataset: Option<PathBuf>,
+    },
     /// Checks a bundle folder and shows what is in it.
     Inspect {
         /// The bundle folder.
@@ -105,6 +129,14 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
         Command::Publish { bundle } => {
             let folder = BundleFolder::open(&bundle).map_err(anyhow::Error::new)?;
             publish_bundle(&client, &folder)?
+        }
+        Command::Verify {
+            bundle,
+            keys,
+            root,
+            dataset,
+        } => {
+            return verify::run(&bundle, &keys, root, dataset.as_deref(), global.output);
         }
         Command::Inspect { bundle } => {
             let folder = BundleFolder::open(&bundle).map_err(anyhow::Error::new)?;
@@ -194,13 +226,29 @@ fn registered(client: &Client, model: &ModelName, digest: Digest) -> anyhow::Res
         Some(run_id) => client.get(&format!("/api/v1/runs/{run_id}"))?,
         None => Value::Null,
     };
+    let approval = version.get("approval").filter(|approval| approval.is_object());
     let digest_of = |key: &str| run[key].as_str().and_then(|text| text.parse().ok());
     let lineage = Lineage {
         run_id: run["id"].as_str().and_then(|id| id.parse().ok()),
         dataset: digest_of("dataset"),
         code: digest_of("code"),
         onnx: Some(digest),
+        registered: Some(Registration {
+            model: model.clone(),
+            version: ModelVersion(number),
+            by: output::text(version, "registered_by"),
+            at_ms: version["created_at_ms"].as_u64().unwrap_or(0),
+        }),
+        approved: approval.map(|approval| Approval {
+            by: output::text(approval, "by"),
+            at_ms: approval["at_ms"].as_u64().unwrap_or(0),
+        }),
     };
+    if lineage.approved.is_none() {
+        output::note(&format!(
+            "note: {model} v{number} is not approved, and the bundle says so (`skerry model approve {model} {number}` first)"
+        ));
+    }
     Ok((ModelVersion(number), lineage))
 }
 

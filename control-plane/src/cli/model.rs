@@ -50,6 +50,17 @@ pub(super) enum Command {
         /// The version.
         version: ModelVersion,
     },
+    /// Approves a version: bundles that are built from now on carry who approved it, and when.
+    #[command(
+        after_help = "With `[registry] four_eyes = true` in the control plane's configuration, whoever registered a version cannot\n\
+                      approve it. Approve before `skerry bundle build`: the approval goes into the signed manifest."
+    )]
+    Approve {
+        /// The model.
+        model: ModelName,
+        /// The version.
+        version: ModelVersion,
+    },
     /// Tags a version.
     Tag {
         /// The model.
@@ -120,17 +131,36 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
                     size,
                     made,
                     text(m, "run_id"),
+                    text(&m["approval"], "by"),
                     pairs(&m["tags"]),
                     text(m, "description"),
                 ]
             };
-            let header = ["version", "size", "registered", "run", "tags", "description"];
+            let header = [
+                "version",
+                "size",
+                "registered",
+                "run",
+                "approved by",
+                "tags",
+                "description",
+            ];
             output::table(header, v["versions"].as_array().into_iter().flatten().map(row));
         }),
         Command::Alias { model, alias, version } => {
             let path = format!("/api/v1/models/{model}/aliases/{alias}");
             (client.put(&path, &json!({"version": version}))?, |_| {
                 output::line("done")
+            })
+        }
+        Command::Approve { model, version } => {
+            let path = format!("/api/v1/models/{model}/versions/{version}/approve");
+            (client.post(&path, &json!({}))?, |v| {
+                let (model, version) = (text(v, "model"), text(v, "version"));
+                output::line(&format!(
+                    "{model} v{version} approved by {}",
+                    text(&v["approval"], "by")
+                ));
             })
         }
         Command::Tag { model, version, tag } => {

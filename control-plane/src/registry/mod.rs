@@ -407,3 +407,60 @@ fn check_key(key: &str) -> Result<(), RegistryError> {
     }
     Err(RegistryError::BadKey(key.chars().take(80).collect()))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::{app::CORE_MIGRATIONS, db::Durability};
+
+    async fn registered_by_ada() -> (tempfile::TempDir, Db, ModelName) {
+        let folder = tempfile::tempdir().unwrap();
+        let db = Db::open(&folder.path().join("core.db"), Durability::Normal, CORE_MIGRATIONS).unwrap();
+        let blobs = BlobStore::open_folder(&folder.path().join("blobs")).unwrap();
+        let path = "../firmware-examples/activity-recognition/models/v1/model.onnx";
+        let onnx = std::fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+        let model: ModelName = "m".parse().unwrap();
+        let new = NewVersion {
+            model: model.clone(),
+            onnx: onnx.into(),
+            run_id: None,
+            description: String::new(),
+        };
+        register_version(&db, &blobs, new, By::new("ada", 1)).await.unwrap();
+        (folder, db, model)
+    }
+
+    async fn approve_as(db: &Db, model: &ModelName, who: &str) -> Result<ModelVersionInfo, RegistryError> {
+        let by = By::new(who, 2);
+        approve(db, model, ModelVersion(1), Approver::SomebodyElse, by).await
+    }
+
+    #[tokio::test]
+    async fn whoever_registered_a_version_does_not_approve_it_where_four_eyes_are_asked_for() {
+        let (_folder, db, model) = registered_by_ada().await;
+        let refused = approve_as(&db, &model, "ada").await;
+        assert!(matches!(refused, Err(RegistryError::OwnVersion(_))), "{refused:?}");
+        assert_eq!(get_version(&db, &model, ModelVersion(1)).await.unwrap().approval, None);
+        approve_as(&db, &model, "bob").await.unwrap();
+        let approval = get_version(&db, &model, ModelVersion(1)).await.unwrap().approval;
+        assert_eq!(approval.map(|a| (a.by, a.at_ms)), Some(("bob".to_owned(), 2)));
+    }
+
+    #[tokio::test]
+    async fn an_approval_stays_as_it_was_given() {
+        let (_folder, db, model) = registered_by_ada().await;
+        approve_as(&db, &model, "bob").await.unwrap();
+        let again = approve_as(&db, &model, "eve").await;
+        assert!(matches!(again, Err(RegistryError::Approved { by, .. }) if by == "bob"));
+    }
+
+    #[tokio::test]
+    async fn where_it_is_allowed_one_person_does_both() {
+        let (_folder, db, model) = registered_by_ada().await;
+        let by = By::new("ada", 2);
+        approve(&db, &model, ModelVersion(1), Approver::Anybody, by)
+            .await
+            .unwrap();
+    }
+}

@@ -112,7 +112,7 @@ fn shorten(text: &str) -> String {
 }
 
 /// The digest of a data set: see [`super::run::Run::dataset`].
-pub(super) fn dataset_digest(inputs: &[InputFile]) -> Option<Digest> {
+pub(crate) fn dataset_digest(inputs: &[InputFile]) -> Option<Digest> {
     let mut sorted: Vec<&InputFile> = inputs.iter().collect();
     sorted.sort_by(|a, b| a.name.as_bytes().cmp(b.name.as_bytes()));
     let mut hasher = Hasher::new();

@@ -7,7 +7,7 @@
 
 pub mod run;
 
-mod check;
+pub(crate) mod check;
 mod end;
 mod execution;
 mod executor;
