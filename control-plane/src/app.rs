@@ -21,8 +21,10 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
 use crate::{
+    access::{self, Access},
     api,
     audit::{self, By},
     blob::BlobStore,
@@ -62,6 +64,10 @@ pub(crate) const CORE_MIGRATIONS: &[Migration] = &[
         sql: include_str!("../migrations/core/006_enrolment.sql"),
     },
     Migration {
+        number: 10,
+        sql: include_str!("../migrations/core/010_access.sql"),
+    },
+    Migration {
         number: 12,
         sql: include_str!("../migrations/core/012_audit.sql"),
     },
@@ -97,6 +103,8 @@ pub enum Change {
     Telemetry,
     /// A training run: its status or metrics.
     Run(RunId),
+    /// A user or an API token: what has signed in must be looked at again.
+    Access,
 }
 
 /// Tells whoever listens that something moved. A slow listener misses changes and must look again.
@@ -136,6 +144,8 @@ pub struct App {
     pub transfer: Transfer,
     /// Training runs.
     pub training: Training,
+    /// Checks credentials.
+    pub access: Access,
     /// What moved.
     pub changes: Changes,
     /// Wakes the publisher of desired states.
@@ -169,7 +179,7 @@ pub fn now_ms() -> u64 {
 pub struct Server {
     app: Arc<App>,
     http_address: SocketAddr,
-    first_api_token: Option<String>,
+    first_api_token: Option<Zeroizing<String>>,
     broker: Option<Broker>,
     tasks: JoinSet<()>,
     shutdown: CancellationToken,
@@ -252,7 +262,7 @@ impl Server {
         };
         let shutdown = CancellationToken::new();
         // Shown once: only now that nothing can keep it from being shown.
-        let first_api_token = api::auth::ensure_first_token(&core, now_ms()).await?;
+        let first_api_token = access::ensure_first_token(&core, now_ms()).await?;
         let app = Arc::new(App {
             training: training.clone(),
             transfer: Transfer::new(core.clone(), blobs.clone()),
@@ -262,6 +272,7 @@ impl Server {
             telemetry,
             blobs,
             keys,
+            access: Access::default(),
             changes,
             desired_changed: Notify::new(),
             shutdown: shutdown.clone(),
@@ -308,7 +319,7 @@ impl Server {
 
     /// The first API token, at the first start with this data folder. It is not stored and not shown again.
     pub fn first_api_token(&self) -> Option<&str> {
-        self.first_api_token.as_deref()
+        self.first_api_token.as_ref().map(|token| token.as_str())
     }
 
     /// Ends all tasks, within a deadline.
@@ -421,7 +432,7 @@ async fn relevant_change(changes: &mut broadcast::Receiver<Change>) {
     loop {
         match changes.recv().await {
             Ok(Change::Device(_) | Change::Rollout(_)) | Err(broadcast::error::RecvError::Lagged(_)) => return,
-            Ok(Change::Model(_) | Change::Bundle(..) | Change::Run(_) | Change::Telemetry) => {}
+            Ok(Change::Model(_) | Change::Bundle(..) | Change::Run(_) | Change::Telemetry | Change::Access) => {}
             // The sender lives in the app, which this task holds.
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }

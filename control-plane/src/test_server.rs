@@ -5,14 +5,16 @@ use std::net::SocketAddr;
 use axum::{
     Router,
     body::Body,
-    http::{HeaderMap, Request, StatusCode, header},
+    http::{HeaderMap, Request, StatusCode, header, request::Builder},
 };
+use futures_util::{Stream, StreamExt};
 use rusqlite::{Connection, params};
 use skerry_shared::digest::Digest;
 use tempfile::TempDir;
 use tower::ServiceExt;
 
 use crate::{
+    access::Role,
     app::{self, Server},
     audit::By,
     cli::keys,
@@ -52,6 +54,13 @@ impl Answer {
     }
 }
 
+fn request(token: &str, method: &str, path: &str) -> Builder {
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::AUTHORIZATION, format!("Bearer {token}"))
+}
+
 impl TestServer {
     pub(crate) async fn start() -> TestServer {
         let bind = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -87,14 +96,40 @@ impl TestServer {
         }
     }
 
-    /// Calls the API with the token.
+    /// Calls the API with the first token.
     pub(crate) async fn api(&self, method: &str, path: &str, body: impl Into<Body>) -> Answer {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::AUTHORIZATION, format!("Bearer {}", self.token))
-            .header(header::CONTENT_TYPE, "application/json");
+        self.api_as(&self.token, method, path, body).await
+    }
+
+    /// Calls the API with another token.
+    pub(crate) async fn api_as(&self, token: &str, method: &str, path: &str, body: impl Into<Body>) -> Answer {
+        let request = request(token, method, path).header(header::CONTENT_TYPE, "application/json");
         self.send(request.body(body.into()).unwrap()).await
+    }
+
+    /// The status and the content type of an answer that may go on for ever.
+    pub(crate) async fn start_answer(&self, method: &str, path: &str, token: &str) -> (u16, String) {
+        let request = request(token, method, path).body(Body::empty()).unwrap();
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let media_type = response.headers().get(header::CONTENT_TYPE);
+        let media_type = media_type.map(|value| value.to_str().unwrap().to_owned());
+        (response.status().as_u16(), media_type.unwrap_or_default())
+    }
+
+    /// The frames of an answer that goes on.
+    pub(crate) async fn stream(&self, path: &str, token: &str) -> impl Stream<Item = String> + Unpin + use<> {
+        let request = request(token, "GET", path).body(Body::empty()).unwrap();
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let frames = response.into_body().into_data_stream();
+        frames.map(|frame| String::from_utf8(frame.unwrap().to_vec()).unwrap())
+    }
+
+    /// A token that stands alone, of this role.
+    pub(crate) async fn token_of(&self, role: Role) -> String {
+        let body = serde_json::json!({"name": "test", "role": role, "alone": true});
+        let answer = self.api("POST", "/api/v1/tokens", body.to_string()).await;
+        answer.json()["secret"].as_str().unwrap().to_owned()
     }
 
     /// Enrols a device without an agent.

@@ -1,54 +1,24 @@
-//! API tokens: random, stored as digests, shown once.
+//! The guard in front of the API: who calls, whether the role suffices, and that an answer ends when the permission does.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
-    extract::{Request, State},
+    body::{Body, HttpBody},
+    extract::{MatchedPath, Request, State},
     http::{StatusCode, header},
     middleware::Next,
     response::Response,
 };
-use rusqlite::{OptionalExtension, params};
-use skerry_shared::digest::Digest;
+use futures_util::StreamExt;
+use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use super::Problem;
 use crate::{
-    access::{Actor, Role},
-    app::{App, random_hex},
-    db::{Db, DbError},
+    access::{self, Grant, Role, roles},
+    app::{App, Change, now_ms},
 };
 
-/// Makes the first token if there is none.
-pub(crate) async fn ensure_first_token(db: &Db, now_ms: u64) -> anyhow::Result<Option<String>> {
-    let token = format!("skp_{}", random_hex::<32>()?);
-    let hash = Digest::of(token.as_bytes());
-    let made = db
-        .write(move |conn| {
-            let none: bool = conn.query_row("SELECT count(*) = 0 FROM api_tokens", [], |row| row.get(0))?;
-            if none {
-                conn.execute(
-                    "INSERT INTO api_tokens (hash, name, created_at_ms) VALUES (?1, 'first', ?2)",
-                    params![hash.as_bytes(), now_ms as i64],
-                )?;
-            }
-            Ok::<_, DbError>(none)
-        })
-        .await?;
-    Ok(made.then_some(token))
-}
-
-/// Who has the API token with this digest, if anybody.
-pub(crate) async fn actor(db: &Db, token: Digest) -> Result<Option<Actor>, DbError> {
-    db.read(move |conn| {
-        let sql = "SELECT name FROM api_tokens WHERE hash = ?1";
-        let name = conn.query_row(sql, [token.as_bytes()], |row| row.get(0)).optional()?;
-        let role = Role::Admin;
-        Ok(name.map(|name| Actor { name, role }))
-    })
-    .await
-}
-
-/// Lets a request through that carries a known token.
+/// Lets a request through that carries a valid token of a sufficient role.
 pub(super) async fn require_token(
     State(app): State<Arc<App>>,
     mut request: Request,
@@ -63,13 +33,69 @@ pub(super) async fn require_token(
             "this call needs the header `Authorization: Bearer <API token>`",
         ));
     };
-    let Some(actor) = actor(&app.core, Digest::of(token.trim().as_bytes())).await? else {
-        return Err(unauthorized("the API token is not known"));
+    let Some(grant) = access::token_grant(&app.core, token.trim(), now_ms()).await? else {
+        return Err(unauthorized("the API token is not known, or over"));
     };
-    request.extensions_mut().insert(actor);
-    Ok(next.run(request).await)
+    let path = request.extensions().get::<MatchedPath>();
+    let path = path.and_then(|path| path.as_str().strip_prefix("/api/v1"));
+    // A route without a path is none that anybody has listed.
+    let needs = path.map_or(Role::Admin, |path| roles::needed(request.method(), path));
+    if grant.actor.role < needs {
+        return Err(Problem::forbidden(&grant.actor, needs));
+    }
+    request.extensions_mut().insert(grant.actor.clone());
+    request.extensions_mut().insert(grant.clone());
+    Ok(until_over(&app, grant, needs, next.run(request).await))
 }
 
 fn unauthorized(detail: &str) -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "not authorized", detail)
+}
+
+/// Cuts an answer that goes on when its grant ends: an event stream, a log that is followed.
+pub(crate) fn until_over(app: &Arc<App>, grant: Grant, needs: Role, answer: Response) -> Response {
+    if answer.body().size_hint().exact().is_some() {
+        return answer;
+    }
+    let (parts, body) = answer.into_parts();
+    let over = Box::pin(over(Arc::clone(app), grant, needs));
+    Response::from_parts(parts, Body::from_stream(body.into_data_stream().take_until(over)))
+}
+
+/// Returns when a grant has ended, or its role has become too small.
+async fn over(app: Arc<App>, grant: Grant, needs: Role) {
+    // Listening begins before the first look, so that no change falls in between.
+    let mut changes = app.changes.subscribe();
+    loop {
+        let ends_at_ms = match access::grant(&app.core, &grant.credential, now_ms()).await {
+            Ok(Some(now)) if now.actor.role >= needs => now.ends_at_ms,
+            Ok(_) => return,
+            Err(error) => {
+                let error = format!("{:#}", anyhow::Error::new(error));
+                tracing::error!(error, "cannot look whether a stream may go on, it ends");
+                return;
+            }
+        };
+        let end = async {
+            match ends_at_ms {
+                Some(at) => tokio::time::sleep(Duration::from_millis(at.saturating_sub(now_ms()))).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = access_change(&mut changes) => {}
+            () = end => {}
+        }
+    }
+}
+
+async fn access_change(changes: &mut Receiver<Change>) {
+    loop {
+        match changes.recv().await {
+            Ok(Change::Access) | Err(RecvError::Lagged(_)) => return,
+            Ok(_) => {}
+            // The sender lives in the app, which the stream holds.
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+    }
 }

@@ -3,7 +3,11 @@
 //! Routes are registered with `utoipa_axum::routes!` from documented handlers, so a route cannot be missing here. Invariant:
 //! every operation says how it fails.
 
-use axum::{http::header, response::IntoResponse, routing::get};
+use axum::{
+    http::{Method, header},
+    response::IntoResponse,
+    routing::get,
+};
 use bytes::Bytes;
 use utoipa::{
     PartialSchema,
@@ -16,6 +20,7 @@ use utoipa::{
 };
 
 use super::problem::ProblemDetails;
+use crate::access::roles;
 
 /// The security scheme of the API tokens.
 const TOKEN: &str = "api_token";
@@ -36,7 +41,7 @@ pub(super) fn empty() -> OpenApi {
     );
     let mut components = Components::new();
     let mut scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
-    scheme.description = Some("An API token, `skp_…`.".to_owned());
+    scheme.description = Some("An API token, `skp_…`. Each call names the least role that it needs.".to_owned());
     components.add_security_scheme(TOKEN, SecurityScheme::Http(scheme));
     components
         .schemas
@@ -49,6 +54,7 @@ pub(super) fn empty() -> OpenApi {
         ("telemetry", "What devices have measured"),
         ("rollouts", "Bringing a bundle to devices, group by group"),
         ("audit", "Who changed what"),
+        ("access", "Users, API tokens and their roles"),
         ("system", "The control plane itself"),
     ];
     let tag = |(name, text)| TagBuilder::new().name(name).description(Some(text)).build();
@@ -59,16 +65,20 @@ pub(super) fn empty() -> OpenApi {
         .build()
 }
 
-/// Says of all operations that they need an API token.
+/// Says of all operations that they need an API token, and of which role (OpenAPI 3.1: the requirement's list).
 pub(super) fn require_token(api: &mut OpenApi) {
-    each_operation(api, |operation| {
-        operation.security = Some(vec![SecurityRequirement::new(TOKEN, [] as [&str; 0])]);
-        let responses = &mut operation.responses.responses;
-        responses.insert(
-            "401".to_owned(),
-            Response::new("The API token is missing or not known").into(),
-        );
-    });
+    for (path, item) in &mut api.paths.paths {
+        for (method, operation) in METHODS.into_iter().zip(operations(item)) {
+            let Some(operation) = operation else { continue };
+            let role = roles::needed(&method, path);
+            operation.security = Some(vec![SecurityRequirement::new(TOKEN, [role.as_str()])]);
+            let responses = &mut operation.responses.responses;
+            let unknown = Response::new("The API token is missing, not known, or over");
+            responses.insert("401".to_owned(), unknown.into());
+            let too_small = Response::new(format!("The token's role is less than {role}"));
+            responses.entry("403".to_owned()).or_insert(too_small.into());
+        }
+    }
 }
 
 /// Gives every documented failure its body, and every operation a `default` one.
@@ -96,6 +106,18 @@ fn each_operation(api: &mut OpenApi, mut change: impl FnMut(&mut Operation)) {
         operations(item).into_iter().flatten().for_each(&mut change);
     }
 }
+
+/// In the order of [`operations`].
+const METHODS: [Method; 8] = [
+    Method::GET,
+    Method::PUT,
+    Method::POST,
+    Method::DELETE,
+    Method::OPTIONS,
+    Method::HEAD,
+    Method::PATCH,
+    Method::TRACE,
+];
 
 fn operations(item: &mut PathItem) -> [&mut Option<Operation>; 8] {
     [

@@ -54,6 +54,8 @@ enum Moved {
     },
     /// Telemetry of some devices is stored.
     Telemetry,
+    /// A user or an API token.
+    Access,
 }
 
 impl From<Result<Change, BroadcastStreamRecvError>> for Moved {
@@ -65,6 +67,7 @@ impl From<Result<Change, BroadcastStreamRecvError>> for Moved {
             Ok(Change::Run(id)) => Moved::Run { id },
             Ok(Change::Rollout(id)) => Moved::Rollout { id },
             Ok(Change::Telemetry) => Moved::Telemetry,
+            Ok(Change::Access) => Moved::Access,
             Err(BroadcastStreamRecvError::Lagged(_)) => Moved::Everything,
         }
     }

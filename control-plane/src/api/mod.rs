@@ -17,6 +17,8 @@ mod telemetry;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+mod tokens;
+mod users;
 
 use std::sync::Arc;
 
@@ -59,6 +61,8 @@ fn documented(app: &Arc<App>) -> OpenApiRouter<Arc<App>> {
         .merge(telemetry::routes())
         .merge(audit::routes())
         .merge(events::routes())
+        .merge(users::routes())
+        .merge(tokens::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(app), auth::require_token));
     document::require_token(protected.get_openapi_mut());
     let open = OpenApiRouter::default()

@@ -1,15 +1,22 @@
 //! Problem details (RFC 9457): what a client learns about a failed call.
 
 use axum::{
-    http::{StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
-    blob::BlobError, db::DbError, devices::DeviceError, publish::PublishError, registry::RegistryError,
-    rollouts::RolloutError, training::TrainingError, transfer::TransferError,
+    access::{AccessError, Actor, Role},
+    blob::BlobError,
+    db::DbError,
+    devices::DeviceError,
+    publish::PublishError,
+    registry::RegistryError,
+    rollouts::RolloutError,
+    training::TrainingError,
+    transfer::TransferError,
 };
 
 /// A failed call: a status, a stable type, and words.
@@ -82,6 +89,13 @@ impl Problem {
         )
     }
 
+    /// For a role that is too small.
+    pub(crate) fn forbidden(actor: &Actor, needs: Role) -> Problem {
+        let detail = format!("this call needs the role {needs}; `{}` has {}", actor.name, actor.role);
+        let title = "the role does not allow it";
+        Problem::new(StatusCode::FORBIDDEN, "forbidden", title, detail)
+    }
+
     /// For errors whose cause is ours: the log gets the chain, the client does not.
     pub(crate) fn internal(error: impl std::error::Error + Send + Sync + 'static) -> Problem {
         tracing::error!(error = format!("{:#}", anyhow::Error::new(error)), "a call failed");
@@ -99,7 +113,13 @@ impl IntoResponse for Problem {
             detail: self.detail,
         };
         let body = serde_json::to_string(&details).expect("strings and a number always encode");
-        (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+        let mut response = (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            // RFC 9110 §11.6.1: a 401 says how to do better.
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        }
+        response
     }
 }
 
@@ -118,6 +138,28 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 impl From<DbError> for Problem {
     fn from(error: DbError) -> Problem {
         Problem::internal(error)
+    }
+}
+
+impl From<AccessError> for Problem {
+    fn from(error: AccessError) -> Problem {
+        match error {
+            AccessError::NoUser(_) | AccessError::NoToken(_) => Problem::not_found(error.to_string()),
+            AccessError::Exists(_) | AccessError::LastAdmin | AccessError::TooMany(_) => {
+                Problem::conflict(error.to_string())
+            }
+            AccessError::Name(_) | AccessError::Password(_) | AccessError::Life => Problem::refused(error.to_string()),
+            AccessError::RoleTooHigh { .. } | AccessError::NotYours => {
+                let title = "the role does not allow it";
+                Problem::new(StatusCode::FORBIDDEN, "forbidden", title, error.to_string())
+            }
+            AccessError::Busy => {
+                let title = "the control plane has enough to do";
+                Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", title, error.to_string())
+            }
+            AccessError::Secret(_) => Problem::internal(error),
+            AccessError::Db(error) => error.into(),
+        }
     }
 }
 

@@ -6,10 +6,12 @@ use axum::{
     body::Body,
     http::{Request, StatusCode},
 };
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use skerry_shared::desired::Reported;
 
 use crate::{
+    access::{Role, roles},
     app::now_ms,
     devices,
     test_server::{Answer, BODY_LIMIT_BYTES, TestServer},
@@ -52,6 +54,7 @@ async fn the_document_names_every_call() {
         .collect();
     for call in [
         "DELETE /api/v1/models/{name}/aliases/{alias}",
+        "DELETE /api/v1/tokens/{id}",
         "GET /api/v1/blobs/{digest}",
         "GET /api/v1/bundles",
         "GET /api/v1/bundles/{model}/{version}",
@@ -69,7 +72,10 @@ async fn the_document_names_every_call() {
         "GET /api/v1/telemetry/points",
         "GET /api/v1/telemetry/summary",
         "GET /api/v1/telemetry/totals",
+        "GET /api/v1/tokens",
         "GET /api/v1/tuf/targets.json",
+        "GET /api/v1/users",
+        "GET /api/v1/whoami",
         "GET /tuf/{file}",
         "PATCH /api/v1/devices/{id}",
         "POST /api/v1/bundles",
@@ -81,6 +87,10 @@ async fn the_document_names_every_call() {
         "POST /api/v1/rollouts/{id}/abort",
         "POST /api/v1/rollouts/{id}/pause",
         "POST /api/v1/rollouts/{id}/resume",
+        "POST /api/v1/tokens",
+        "POST /api/v1/users",
+        "PATCH /api/v1/users/{name}",
+        "PUT /api/v1/users/{name}/password",
         "PUT /api/v1/blobs/{digest}",
         "PUT /api/v1/models/{name}/aliases/{alias}",
         "PUT /api/v1/models/{name}/versions/{version}/tags/{key}",
@@ -107,6 +117,160 @@ async fn every_documented_call_exists_and_asks_for_a_token_when_it_says_so() {
         assert_ne!(answer.status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
         assert!(!answer.body.contains("nothing at this address"), "{method} {path}");
     }
+}
+
+#[tokio::test]
+async fn every_protected_call_names_its_role_and_holds_to_it() {
+    let server = TestServer::start().await;
+    let document = document(&server).await;
+    let mut tokens = BTreeMap::new();
+    for role in Role::ALL {
+        tokens.insert(role, server.token_of(role).await);
+    }
+    let mut calls = 0;
+    for (method, path, operation) in operations(&document) {
+        let Some(needs) = operation["security"][0]["api_token"][0].as_str() else {
+            assert!(operation.get("security").is_none(), "{method} {path} names no role");
+            continue;
+        };
+        let noun = path.strip_prefix("/api/v1").unwrap();
+        assert!(roles::is_listed(noun), "{method} {path} is not in the table of roles");
+        let needs: Role = needs.parse().unwrap();
+        let uri = path.replace(['{', '}'], "");
+        for (role, token) in &tokens {
+            let answer = server.start_answer(&method, &uri, token).await;
+            if *role < needs {
+                assert_eq!(
+                    answer,
+                    (403, "application/problem+json".to_owned()),
+                    "{role}: {method} {path}"
+                );
+            } else {
+                assert!(![401, 403].contains(&answer.0), "{role}: {method} {path}: {answer:?}");
+            }
+        }
+        calls += 1;
+    }
+    assert!(calls > 30, "{calls}");
+}
+
+#[tokio::test]
+async fn a_refused_role_is_told_what_it_would_take() {
+    let server = TestServer::start().await;
+    let token = server.token_of(Role::Viewer).await;
+    let answer = server.api_as(&token, "POST", "/api/v1/rollouts/1/abort", "").await;
+    assert_problem(&answer, 403, "forbidden");
+    let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+    assert!(detail.contains("operator") && detail.contains("viewer"), "{detail}");
+}
+
+#[tokio::test]
+async fn users_and_tokens_are_made_changed_and_ended_over_the_api() {
+    let server = TestServer::start().await;
+    let document = document(&server).await;
+    let schema = |path: &str, method: &str, status: &str| {
+        document["paths"][path][method]["responses"][status]["content"]["application/json"]["schema"].clone()
+    };
+    let alice = json!({"name": "alice", "role": "operator", "password": "correct horse battery"});
+    let made = server.api("POST", "/api/v1/users", alice.to_string()).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
+    assert_fits(&document, &schema("/api/v1/users", "post", "201"), &made.json(), "user");
+    assert!(!made.body.contains("horse") && !made.body.contains("argon2"));
+    assert_problem(
+        &server.api("POST", "/api/v1/users", alice.to_string()).await,
+        409,
+        "conflict",
+    );
+    for bad in [
+        json!({"name": "Alice", "role": "viewer"}),
+        json!({"name": "bob", "role": "root"}),
+        json!({"name": "bob", "role": "viewer", "password": "short"}),
+    ] {
+        assert_problem(
+            &server.api("POST", "/api/v1/users", bad.to_string()).await,
+            422,
+            "refused",
+        );
+    }
+
+    let body = json!({"name": "ci", "user": "alice", "role": "viewer", "ttl_seconds": 3600});
+    let made = server.api("POST", "/api/v1/tokens", body.to_string()).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
+    assert_fits(
+        &document,
+        &schema("/api/v1/tokens", "post", "201"),
+        &made.json(),
+        "token",
+    );
+    let (secret, id) = (
+        made.json()["secret"].as_str().unwrap().to_owned(),
+        made.json()["id"].clone(),
+    );
+    let who = server.api_as(&secret, "GET", "/api/v1/whoami", "").await.json();
+    assert_eq!(who, json!({"name": "alice/ci", "user": "alice", "role": "viewer"}));
+    let listed = server.api("GET", "/api/v1/tokens", "").await;
+    assert_fits(
+        &document,
+        &schema("/api/v1/tokens", "get", "200"),
+        &listed.json(),
+        "tokens",
+    );
+    assert!(!listed.body.contains(&secret) && listed.body.contains(id.as_str().unwrap()));
+
+    let change = json!({"disabled": true}).to_string();
+    let changed = server.api("PATCH", "/api/v1/users/alice", change).await;
+    assert_eq!(changed.json()["disabled"], true);
+    assert_problem(
+        &server.api_as(&secret, "GET", "/api/v1/devices", "").await,
+        401,
+        "unauthorized",
+    );
+    let path = format!("/api/v1/tokens/{}", id.as_str().unwrap());
+    assert_eq!(server.api("DELETE", &path, "").await.status, StatusCode::NO_CONTENT);
+    assert_problem(&server.api("DELETE", &path, "").await, 404, "not-found");
+    assert_problem(
+        &server.api("PATCH", "/api/v1/users/nobody", "{}").await,
+        404,
+        "not-found",
+    );
+}
+
+#[tokio::test]
+async fn the_last_way_in_stays_open() {
+    let server = TestServer::start().await;
+    let tokens = server.api("GET", "/api/v1/tokens", "").await.json();
+    let path = format!("/api/v1/tokens/{}", tokens["tokens"][0]["id"].as_str().unwrap());
+    assert_problem(&server.api("DELETE", &path, "").await, 409, "conflict");
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_its_token_is_revoked() {
+    let server = TestServer::start().await;
+    let body = json!({"name": "watcher", "role": "viewer", "alone": true});
+    let made = server.api("POST", "/api/v1/tokens", body.to_string()).await.json();
+    let mut stream = server.stream("/api/v1/events", made["secret"].as_str().unwrap()).await;
+    assert!(stream.next().await.unwrap().contains("everything"));
+    let path = format!("/api/v1/tokens/{}", made["id"].as_str().unwrap());
+    assert_eq!(server.api("DELETE", &path, "").await.status, StatusCode::NO_CONTENT);
+    while stream.next().await.is_some() {}
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_its_user_is_shut_out_and_not_when_another_is() {
+    let server = TestServer::start().await;
+    for name in ["alice", "bob"] {
+        let body = json!({"name": name, "role": "viewer"}).to_string();
+        server.api("POST", "/api/v1/users", body).await;
+    }
+    let body = json!({"name": "watcher", "user": "alice"}).to_string();
+    let made = server.api("POST", "/api/v1/tokens", body).await.json();
+    let mut stream = server.stream("/api/v1/events", made["secret"].as_str().unwrap()).await;
+    stream.next().await.unwrap();
+    let shut_out = json!({"disabled": true}).to_string();
+    server.api("PATCH", "/api/v1/users/bob", shut_out.clone()).await;
+    assert!(stream.next().await.unwrap().contains("access"));
+    server.api("PATCH", "/api/v1/users/alice", shut_out).await;
+    while stream.next().await.is_some() {}
 }
 
 #[tokio::test]

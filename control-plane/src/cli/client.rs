@@ -177,6 +177,15 @@ impl Client {
         parse("PATCH", path, &bytes)
     }
 
+    /// Removes something.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn delete(&self, path: &str) -> Result<(), ClientError> {
+        let request = self.with_token(self.agent.delete(self.url(path)));
+        self.finish(request.call()).map(drop)
+    }
+
     /// Uploads content under its digest, unless the control plane has it. Returns the bytes sent.
     ///
     /// # Errors

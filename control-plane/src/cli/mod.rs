@@ -17,6 +17,8 @@ mod rollout;
 mod run;
 mod serve;
 mod telemetry;
+mod token;
+mod user;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
@@ -118,6 +120,12 @@ enum Command {
     /// The audit log: who changed what, and proof that nobody has touched it since.
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Users and their roles: add, list, set-role, disable, password.
+    #[command(subcommand)]
+    User(user::Command),
+    /// API tokens: create, list, revoke.
+    #[command(subcommand)]
+    Token(token::Command),
 }
 
 /// A command's failure with its exit code.
@@ -169,6 +177,8 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Rollout(command) => rollout::run(command, global),
         Command::Telemetry(command) => telemetry::run(command, global),
         Command::Audit(command) => audit::run(command, global),
+        Command::User(command) => user::run(command, global),
+        Command::Token(command) => token::run(command, global),
     };
     match done {
         Ok(code) => code,

@@ -6,7 +6,7 @@ use axum::{
     response::{Html, IntoResponse, Response},
 };
 
-use crate::{db::DbError, devices::DeviceError, rollouts::RolloutError};
+use crate::{access::Role, db::DbError, devices::DeviceError, rollouts::RolloutError};
 
 /// A failed page.
 #[derive(Debug)]
@@ -15,6 +15,13 @@ pub(super) enum PageError {
     NotFound(String),
     /// The request did not come from one of our pages.
     Forbidden,
+    /// The role is too small.
+    Role {
+        /// What it would take.
+        needs: Role,
+        /// What there is.
+        has: Role,
+    },
     /// The present state does not allow it.
     Conflict(String),
     /// The form or address is malformed.
@@ -83,6 +90,10 @@ impl IntoResponse for PageError {
                 let text = "The request did not come from a page of this console, or the page was too old. Go back, \
                             reload, and try again.";
                 (StatusCode::FORBIDDEN, "Refused", text.to_owned())
+            }
+            PageError::Role { needs, has } => {
+                let text = format!("This needs the role {needs}, and you have signed in as {has}.");
+                (StatusCode::FORBIDDEN, "Not allowed", text)
             }
             PageError::Conflict(text) => (StatusCode::CONFLICT, "Not possible now", text),
             PageError::Malformed => {

@@ -51,5 +51,6 @@ fn words(change: &Change) -> String {
         Change::Run(run) => format!("run:{run}"),
         Change::Rollout(rollout) => format!("rollout:{rollout}"),
         Change::Telemetry => "telemetry".to_owned(),
+        Change::Access => "access".to_owned(),
     }
 }

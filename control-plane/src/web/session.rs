@@ -7,7 +7,7 @@ use std::{
 
 use skerry_shared::digest::Digest;
 
-use crate::app::random_hex;
+use crate::{access::Credential, app::random_hex};
 
 /// 12 hours: a working day.
 pub(super) const SESSION_SECONDS: u64 = 12 * 3600;
@@ -19,8 +19,8 @@ const FAILURES_PER_MINUTE: u32 = 10;
 /// A signed-in browser.
 #[derive(Clone, Debug)]
 pub(super) struct Session {
-    /// The digest of the API token that it signed in with.
-    pub(super) token: Digest,
+    /// What it signed in with.
+    pub(super) credential: Credential,
     /// Must come back with every form.
     pub(super) csrf: String,
     /// UTC milliseconds.
@@ -36,10 +36,10 @@ impl Sessions {
     ///
     /// # Errors
     /// When the system has no randomness.
-    pub(super) fn open(&self, token: Digest, now_ms: u64) -> anyhow::Result<String> {
+    pub(super) fn open(&self, credential: Credential, now_ms: u64) -> anyhow::Result<String> {
         let id = random_hex::<32>()?;
         let session = Session {
-            token,
+            credential,
             csrf: random_hex::<32>()?,
             expires_at_ms: now_ms + SESSION_SECONDS * 1000,
         };
@@ -108,13 +108,15 @@ impl Attempts {
 mod tests {
     use super::*;
 
-    const TOKEN: Digest = Digest::from_bytes([7; 32]);
+    fn token() -> Credential {
+        Credential::Token("0123456789abcdef".parse().unwrap())
+    }
 
     #[test]
     fn a_session_ends_after_its_time_or_when_closed() {
         let sessions = Sessions::default();
-        let id = sessions.open(TOKEN, 1000).unwrap();
-        assert_eq!(sessions.get(&id, 1000).unwrap().token, TOKEN);
+        let id = sessions.open(token(), 1000).unwrap();
+        assert_eq!(sessions.get(&id, 1000).unwrap().credential, token());
         assert!(sessions.get(&id, 1000 + SESSION_SECONDS * 1000).is_none());
         sessions.close(&id);
         assert!(sessions.get(&id, 1000).is_none());
@@ -124,10 +126,10 @@ mod tests {
     #[test]
     fn the_number_of_sessions_is_bounded_and_the_oldest_goes_first() {
         let sessions = Sessions::default();
-        let first = sessions.open(TOKEN, 0).unwrap();
-        let second = sessions.open(TOKEN, 1).unwrap();
+        let first = sessions.open(token(), 0).unwrap();
+        let second = sessions.open(token(), 1).unwrap();
         for now_ms in 2..=SESSIONS_MAX as u64 {
-            sessions.open(TOKEN, now_ms).unwrap();
+            sessions.open(token(), now_ms).unwrap();
         }
         assert_eq!(sessions.lock().len(), SESSIONS_MAX);
         assert!(sessions.get(&first, 2).is_none());

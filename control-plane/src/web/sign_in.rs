@@ -3,7 +3,7 @@
 use askama::Template;
 use axum::{
     Form,
-    extract::{Request, State, rejection::FormRejection},
+    extract::{MatchedPath, Request, State, rejection::FormRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::Next,
     response::{Html, IntoResponse, Redirect, Response},
@@ -15,7 +15,11 @@ use super::{
     Console, PageError, page,
     session::{SESSION_SECONDS, Session},
 };
-use crate::{api::auth, app::now_ms};
+use crate::{
+    access::{self, Role, roles},
+    api::auth,
+    app::now_ms,
+};
 
 const COOKIE: &str = "skerry_session";
 
@@ -42,10 +46,10 @@ pub(super) async fn login(
     require_same_origin(&headers)?;
     let Form(form) = form.map_err(|_| PageError::Malformed)?;
     let now = now_ms();
-    let token = Digest::of(form.token.trim().as_bytes());
+    let grant = access::token_grant(&console.app.core, form.token.trim(), now).await?;
     // The token comes before the limit, which all browsers share: whoever sends wrong ones must not keep a right one out.
     // A token has 256 random bits, so that none is found by trying.
-    if auth::actor(&console.app.core, token).await?.is_none() {
+    let Some(grant) = grant else {
         let (status, error) = if console.attempts.may_try(now) {
             (StatusCode::UNAUTHORIZED, "This API token is not known.")
         } else {
@@ -56,10 +60,10 @@ pub(super) async fn login(
         };
         console.attempts.failed(now);
         return Ok((status, page(&LoginPage { error: Some(error) })?).into_response());
-    }
+    };
     let id = console
         .sessions
-        .open(token, now)
+        .open(grant.credential, now)
         .map_err(|error| PageError::internal(std::io::Error::other(error.to_string())))?;
     tracing::info!("a browser has signed in");
     Ok(with_cookie(Redirect::to("/"), &id, SESSION_SECONDS))
@@ -93,7 +97,7 @@ fn with_cookie(redirect: Redirect, id: &str, seconds: u64) -> Response {
     response
 }
 
-/// Lets a request through that has a session whose API token still exists; sends the others to the sign-in.
+/// Lets a request through that has a session whose token or user still counts and has the route's role; sends the others to the sign-in.
 pub(super) async fn require_session(
     State(console): State<Console>,
     mut request: Request,
@@ -103,12 +107,21 @@ pub(super) async fn require_session(
     let Some(session) = session else {
         return Ok(Redirect::to("/login").into_response());
     };
-    let Some(actor) = auth::actor(&console.app.core, session.token).await? else {
+    let Some(grant) = access::grant(&console.app.core, &session.credential, now_ms()).await? else {
         return Ok(Redirect::to("/login").into_response());
     };
-    request.extensions_mut().insert(actor);
+    let path = request.extensions().get::<MatchedPath>();
+    let needs = path.map_or(Role::Admin, |path| roles::needed(request.method(), path.as_str()));
+    if grant.actor.role < needs {
+        return Err(PageError::Role {
+            needs,
+            has: grant.actor.role,
+        });
+    }
+    request.extensions_mut().insert(grant.actor.clone());
+    request.extensions_mut().insert(grant.clone());
     request.extensions_mut().insert(session);
-    Ok(next.run(request).await)
+    Ok(auth::until_over(&console.app, grant, needs, next.run(request).await))
 }
 
 fn session_id(headers: &HeaderMap) -> Option<&str> {

@@ -162,7 +162,7 @@ async fn a_session_ends_when_its_token_is_gone_or_at_sign_out() {
 
     let browser = Browser::sign_in().await;
     assert_eq!(browser.get("/").await.status, StatusCode::OK);
-    let delete = |conn: &rusqlite::Connection| Ok::<_, DbError>(conn.execute("DELETE FROM api_tokens", [])?);
+    let delete = |conn: &rusqlite::Connection| Ok::<_, DbError>(conn.execute("DELETE FROM access_tokens", [])?);
     browser.server.server.app().core.write(delete).await.unwrap();
     assert_eq!(browser.get("/").await.status, StatusCode::SEE_OTHER);
 }
