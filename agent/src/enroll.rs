@@ -96,7 +96,7 @@ pub(crate) fn enroll(
         "agent_version": env!("CARGO_PKG_VERSION"),
     });
     // The root first: a false server never sees the token.
-    let root = fetch_root(server)?;
+    let root = fetch_root(server, pinned)?;
     if Digest::of(&root) != pinned {
         bail!("the control plane's root metadata is not the one that the token names: do not trust this server");
     }
@@ -133,9 +133,9 @@ fn http() -> ureq::Agent {
     config.build().into()
 }
 
-/// The root metadata with which the control plane's repository began.
-fn fetch_root(server: &str) -> anyhow::Result<Vec<u8>> {
-    let url = format!("{}/tuf/1.root.json", server.trim_end_matches('/'));
+/// The root metadata that the token names. It need not be the first one, nor the newest: later ones are walked to.
+fn fetch_root(server: &str, pinned: Digest) -> anyhow::Result<Vec<u8>> {
+    let url = format!("{}/tuf/root/{}", server.trim_end_matches('/'), pinned.to_hex());
     let response = http().get(&url).call();
     let mut response = response.with_context(|| format!("cannot reach the control plane at {server}"))?;
     if !response.status().is_success() {

@@ -64,6 +64,10 @@ pub(crate) const CORE_MIGRATIONS: &[Migration] = &[
         sql: include_str!("../migrations/core/006_enrolment.sql"),
     },
     Migration {
+        number: 7,
+        sql: include_str!("../migrations/core/007_roots.sql"),
+    },
+    Migration {
         number: 10,
         sql: include_str!("../migrations/core/010_access.sql"),
     },
@@ -196,8 +200,9 @@ impl Server {
         let data = &config.data_dir;
         std::fs::create_dir_all(data).with_context(|| format!("cannot make data folder {}", data.display()))?;
         let lock = lock(data)?;
-        let keys = Arc::new(OnlineKeys::read(&config.signing_dir)?);
         let core = Db::open(&data.join("core.db"), Durability::Full, CORE_MIGRATIONS)?;
+        let newest_root = publish::newest_root(&core).await?;
+        let keys = Arc::new(OnlineKeys::read(config.signing(), newest_root)?);
         let telemetry = Db::open(&data.join("telemetry.db"), Durability::Normal, telemetry::MIGRATIONS)?;
         let blobs = BlobStore::open_folder(&data.join("blobs"))?;
         publish::ensure(&core, &keys, By::control_plane(now_ms()))

@@ -7,6 +7,8 @@ use std::{
 
 use serde::Deserialize;
 
+use crate::signing::online::SigningFolder;
+
 /// The checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -20,6 +22,8 @@ pub struct Config {
     pub mqtt_advertise: Option<(String, u16)>,
     /// The folder with the online keys, `root.json` and the first `targets.json`.
     pub signing_dir: PathBuf,
+    /// The file with the passphrase of the keys in it, if they are encrypted.
+    pub signing_passphrase_file: Option<PathBuf>,
     /// How long telemetry is kept.
     pub telemetry_retention_days: u32,
     /// The largest request body: an ONNX file.
@@ -120,10 +124,19 @@ impl Config {
             },
             mqtt_advertise: None,
             signing_dir: data_dir.join("keys"),
+            signing_passphrase_file: None,
             telemetry_retention_days: RETENTION_DAYS,
             body_limit_bytes: BODY_LIMIT_BYTES,
             training: TrainingConfig::default(),
             registry: RegistryConfig::default(),
+        }
+    }
+
+    /// Where the online keys are.
+    pub(crate) fn signing(&self) -> SigningFolder {
+        SigningFolder {
+            dir: self.signing_dir.clone(),
+            passphrase_file: self.signing_passphrase_file.clone(),
         }
     }
 
@@ -206,6 +219,7 @@ impl Config {
         if let Some(dir) = signing.dir {
             config.signing_dir = dir;
         }
+        config.signing_passphrase_file = signing.passphrase_file;
         if let Some(days) = telemetry.retention_days {
             config.telemetry_retention_days = days;
             if days == 0 {
@@ -291,6 +305,7 @@ struct MqttSection {
 #[serde(deny_unknown_fields, default)]
 struct SigningSection {
     dir: Option<PathBuf>,
+    passphrase_file: Option<PathBuf>,
 }
 
 #[derive(Deserialize, Default)]

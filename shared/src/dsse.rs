@@ -75,14 +75,24 @@ pub fn pae(payload_type: &str, payload: &[u8]) -> Vec<u8> {
 impl Envelope {
     /// Wraps `payload`. `sign` gets the bytes to sign and answers with the signature; `keyid` is only a hint for readers.
     pub fn sign(payload_type: &str, payload: &[u8], keyid: &str, sign: impl FnOnce(&[u8]) -> [u8; 64]) -> Envelope {
-        let sig = STANDARD.encode(sign(&pae(payload_type, payload)));
+        let signature = sign(&pae(payload_type, payload));
+        Self::with_signatures(payload_type, payload, [(keyid.to_owned(), signature)])
+    }
+
+    /// Wraps `payload` with signatures over its [`pae`], each with the hint that names its key.
+    pub fn with_signatures(
+        payload_type: &str,
+        payload: &[u8],
+        signatures: impl IntoIterator<Item = (String, [u8; 64])>,
+    ) -> Envelope {
+        let signature = |(keyid, sig)| EnvelopeSignature {
+            keyid,
+            sig: STANDARD.encode(sig),
+        };
         Envelope {
             payload_type: payload_type.to_owned(),
             payload: STANDARD.encode(payload),
-            signatures: vec![EnvelopeSignature {
-                keyid: keyid.to_owned(),
-                sig,
-            }],
+            signatures: signatures.into_iter().map(signature).collect(),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Routes of blobs, published bundles and TUF metadata.
+//! Routes of blobs and published bundles.
 
 use std::sync::Arc;
 
@@ -37,12 +37,6 @@ pub(super) fn routes(upload_limit: usize) -> OpenApiRouter<Arc<App>> {
         .routes(routes!(upload, download).layer(DefaultBodyLimit::max(upload_limit)))
         .routes(routes!(list, create).layer(DefaultBodyLimit::max(BUNDLE_BODY_BYTES)))
         .routes(routes!(show))
-        .routes(routes!(targets))
-}
-
-/// TUF metadata protects itself: anybody may read it.
-pub(super) fn open_routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::default().routes(routes!(metadata))
 }
 
 fn parse_digest(hex: &str) -> Result<Digest, Problem> {
@@ -148,25 +142,4 @@ async fn create(
     tracing::info!(model.name = %bundle.model, model.version = %bundle.version, "a bundle is published");
     app.changes.send(Change::Bundle(bundle.model.clone(), bundle.version));
     Ok((StatusCode::CREATED, Json(bundle)))
-}
-
-/// Gets the current TUF targets metadata
-#[utoipa::path(get, path = "/tuf/targets.json", operation_id = "current_targets", tag = "bundles",
-    responses((status = 200, description = "The signed metadata, byte for byte", content_type = "application/json")))]
-async fn targets(State(app): State<Arc<App>>) -> Result<impl IntoResponse, Problem> {
-    let content = publish::current_targets(&app.core).await?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], content))
-}
-
-/// Gets a TUF metadata file
-#[utoipa::path(get, path = "/tuf/{file}", operation_id = "tuf_metadata", tag = "bundles",
-    params(("file" = String, Path, description = "Its name, for example `timestamp.json` or `2.targets.json`")),
-    responses(
-        (status = 200, description = "The signed metadata, byte for byte", content_type = "application/json"),
-        (status = 404, description = "There is no such file"),
-    ))]
-async fn metadata(State(app): State<Arc<App>>, UrlPath(file): UrlPath<String>) -> Result<impl IntoResponse, Problem> {
-    let content = publish::metadata_file(&app.core, &file).await?;
-    let content = content.ok_or_else(|| Problem::not_found("there is no such metadata file"))?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], content))
 }

@@ -290,7 +290,7 @@ async fn enroll(
     let answer = Enrolled {
         device_id: device,
         mqtt,
-        root: STANDARD.encode(app.keys.root_bytes()),
+        root: STANDARD.encode(app.keys.current().root_bytes()),
     };
     Ok((StatusCode::CREATED, Json(answer)))
 }

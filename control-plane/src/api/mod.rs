@@ -9,6 +9,7 @@ mod devices;
 mod document;
 mod events;
 mod extract;
+mod metadata;
 mod models;
 mod problem;
 mod rollouts;
@@ -56,6 +57,7 @@ fn documented(app: &Arc<App>) -> OpenApiRouter<Arc<App>> {
         .merge(devices::routes())
         .merge(models::routes(upload_limit))
         .merge(bundles::routes(upload_limit))
+        .merge(metadata::routes())
         .merge(rollouts::routes())
         .merge(runs::routes())
         .merge(telemetry::routes())
@@ -70,7 +72,7 @@ fn documented(app: &Arc<App>) -> OpenApiRouter<Arc<App>> {
         .merge(devices::open_routes());
     let mut all = OpenApiRouter::with_openapi(document::empty())
         .nest("/api/v1", protected.merge(open))
-        .merge(bundles::open_routes());
+        .merge(metadata::open_routes());
     document::describe_failures(all.get_openapi_mut());
     document::name_wildcards(all.get_openapi_mut());
     all

@@ -218,11 +218,15 @@ impl From<PublishError> for Problem {
         match error {
             PublishError::NotFound { .. } => Problem::not_found(error.to_string()),
             PublishError::Version { .. } => Problem::conflict(error.to_string()),
+            // What the control plane lacks is for the operator to read, and holds no secret.
+            PublishError::Keys(_) | PublishError::TargetsKeys(_) => Problem::conflict(error.to_string()),
             PublishError::Sign(_) => Problem::internal(error),
             PublishError::Registry(error) => error.into(),
             PublishError::Blob(error) => error.into(),
             PublishError::Db(error) => error.into(),
             PublishError::Targets(_)
+            | PublishError::Root(_)
+            | PublishError::NotPublished(_)
             | PublishError::TargetLost(_)
             | PublishError::NoTarget(_)
             | PublishError::IndexMismatch(_)

@@ -15,7 +15,7 @@ use crate::{
     app::CORE_MIGRATIONS,
     cli::keys,
     db::{Db, Durability},
-    signing::online::OnlineKeys,
+    signing::online::{OnlineKeys, SigningFolder},
 };
 
 /// A log of ten entries in a file, with the online keys and the file of its checkpoints.
@@ -29,7 +29,7 @@ impl Log {
     async fn new() -> Log {
         let folder = tempfile::tempdir().unwrap();
         keys::init(&folder.path().join("keys")).unwrap();
-        let keys = Arc::new(OnlineKeys::read(&folder.path().join("keys/online")).unwrap());
+        let keys = Arc::new(OnlineKeys::read(SigningFolder::plain(folder.path().join("keys/online")), None).unwrap());
         let db = Db::open(&folder.path().join("core.db"), Durability::Full, CORE_MIGRATIONS).unwrap();
         let log = Log { folder, db, keys };
         log.add(10).await;
@@ -58,7 +58,7 @@ impl Log {
     }
 
     fn signers(&self) -> Signers {
-        checkpoint::signers(&self.keys.root().time_keys().unwrap())
+        checkpoint::signers(&self.keys.current().root().time_keys().unwrap())
     }
 
     async fn export(&self) -> Vec<u8> {

@@ -23,12 +23,16 @@ pub enum SignError {
     /// This target exists with other content: versions are immutable.
     #[error("`{0}` is already signed with other content; register a new model version")]
     Changed(String),
+    /// None of the keys is one that the root names for targets.
+    #[error("none of the keys is a targets key of the root")]
+    NoKey,
     /// The new metadata cannot be encoded or is too large.
     #[error("cannot sign the new targets metadata")]
     Sign(#[source] skerry_tuf::Error),
 }
 
-/// Adds the bundle to `current_targets` and signs the next version with `key`. A bundle that is there already, with the
+/// Adds the bundle to `current_targets` and signs the next version with those of `keys` that the root names. They may be
+/// fewer than the threshold: other holders sign after that. A bundle that is there already, with the
 /// same content, is signed again under the next version.
 ///
 /// # Errors
@@ -37,7 +41,7 @@ pub fn sign(
     bundle: &BundleFolder,
     root: &[u8],
     current_targets: &[u8],
-    key: &SigningKey,
+    keys: &[SigningKey],
     expires: UnixTime,
 ) -> Result<Vec<u8>, SignError> {
     let trusted = TrustedSet::new(root).map_err(SignError::Root)?;
@@ -59,5 +63,11 @@ pub fn sign(
     targets.add_target(name, file);
     targets.version += 1;
     targets.expires = expires;
-    sign_metadata(&targets, [key]).map_err(SignError::Sign)
+    let named = trusted.root().keys_of(Role::Targets);
+    let holders = keys.iter().filter(|key| named.keys.contains_key(&key.id()));
+    let mut holders = holders.peekable();
+    if holders.peek().is_none() {
+        return Err(SignError::NoKey);
+    }
+    sign_metadata(&targets, holders).map_err(SignError::Sign)
 }

@@ -256,10 +256,17 @@ mod tests {
             let spec = Spec::read(&path.join("spec.toml")).unwrap();
             let bundle = build(&spec, &options, &path.join("out")).unwrap();
             keys::init(&path.join("keys")).unwrap();
-            let key = key_file::read(&path.join("keys/targets.key"), "targets").unwrap();
+            let key = key_file::read(&path.join("keys/targets.key"), || panic!("not encrypted")).unwrap();
             let read = |name: &str| fs::read(path.join("keys").join(name)).unwrap();
             let expires = UnixTime::from_seconds(1000);
-            let signed = sign(&bundle, &read("root.json"), &read("online/targets.json"), &key, expires).unwrap();
+            let signed = sign(
+                &bundle,
+                &read("root.json"),
+                &read("online/targets.json"),
+                std::slice::from_ref(&key),
+                expires,
+            )
+            .unwrap();
             bundle.store_signed_targets(&signed).unwrap();
             Signed { folder }
         }

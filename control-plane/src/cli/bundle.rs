@@ -23,7 +23,7 @@ use skerry_tuf::UnixTime;
 use super::{
     Done, Global, Output,
     client::Client,
-    keys::TARGETS_DAYS,
+    keys::{self, KeysFolder, Secret, TARGETS_DAYS},
     output::{self, bytes},
 };
 use crate::{
@@ -33,7 +33,7 @@ use crate::{
         sign::sign,
         spec::Spec,
     },
-    signing::key_file,
+    signing::draft::{Demand, Draft},
 };
 
 /// Commands about bundles.
@@ -62,9 +62,12 @@ pub enum Command {
     Sign {
         /// The bundle folder.
         bundle: PathBuf,
-        /// The folder with targets.key and root.json.
+        /// The folder with your targets keys and root.json.
         #[arg(long, default_value = "keys")]
         keys: PathBuf,
+        /// How the keys are opened.
+        #[command(flatten)]
+        secret: Secret,
         /// The current targets metadata, for a machine without a network; without it the control plane is asked.
         #[arg(long)]
         targets: Option<PathBuf>,
@@ -121,9 +124,21 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
             let folder = build_bundle(&client, &spec, version, self_check, &out)?;
             json!(folder.summary)
         }
-        Command::Sign { bundle, keys, targets } => {
+        Command::Sign {
+            bundle,
+            keys,
+            secret,
+            targets,
+        } => {
             let folder = BundleFolder::open(&bundle).map_err(anyhow::Error::new)?;
-            sign_bundle(&client, &folder, &keys, targets.as_deref())?;
+            let demands = sign_bundle(&client, &folder, (&keys, &secret), targets.as_deref())?;
+            if !demands.iter().all(Demand::is_met) {
+                keys::report(&demands);
+                output::note(&format!(
+                    "the other holders sign {}: skerry keys sign FILE --keys DIR",
+                    bundle.join("targets.json").display()
+                ));
+            }
             json!(folder.summary)
         }
         Command::Publish { bundle } => {
@@ -252,25 +267,33 @@ fn registered(client: &Client, model: &ModelName, digest: Digest) -> anyhow::Res
     Ok((ModelVersion(number), lineage))
 }
 
-/// Signs a bundle with `keys/targets.key` and leaves the signed metadata in its folder.
+/// Signs a bundle with the targets keys in a folder, and leaves the metadata, which may lack further signatures, in the
+/// bundle's folder. Returns what the metadata needs.
 ///
 /// # Errors
-/// When the key or the current metadata cannot be read or trusted.
-pub fn sign_bundle(client: &Client, folder: &BundleFolder, keys: &Path, targets: Option<&Path>) -> anyhow::Result<()> {
-    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    let root = read(&keys.join("root.json"))?;
-    let key = key_file::read(&keys.join("targets.key"), "targets")?;
+/// When the keys or the current metadata cannot be read or trusted.
+pub fn sign_bundle(
+    client: &Client,
+    folder: &BundleFolder,
+    (keys, secret): (&Path, &Secret),
+    targets: Option<&Path>,
+) -> anyhow::Result<Vec<Demand>> {
+    let keys = KeysFolder::new(keys);
+    let root = keys.root_bytes()?;
+    let trusted = keys.root()?;
     let current = match targets {
-        Some(path) => read(path)?,
+        Some(path) => fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
         None => client.get_bytes("/api/v1/tuf/targets.json")?,
     };
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .context("the clock is before 1970")?;
     let expires = UnixTime::from_seconds(now.as_secs() as i64).plus_days(TARGETS_DAYS);
-    let signed = sign(folder, &root, &current, &key, expires)?;
+    let signed = sign(folder, &root, &current, &keys.private_keys(secret)?, expires);
+    let signed =
+        signed.context("cannot sign the bundle; if the root is not the newest one, `skerry keys update` fetches it")?;
     folder.store_signed_targets(&signed)?;
-    Ok(())
+    Ok(Draft::parse(&signed)?.demands(&trusted))
 }
 
 /// Uploads what the control plane lacks of a signed bundle, and publishes it.

@@ -96,7 +96,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Signing keys: make them.
+    /// Signing keys: make, rotate and share them, sign with them.
     #[command(subcommand)]
     Keys(keys::Command),
     /// Devices: enrolment tokens, state, labels.
@@ -169,7 +169,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Agent { arguments } => {
             return skerry_agent::cli::main_with([OsString::from("skerry agent")].into_iter().chain(arguments));
         }
-        Command::Keys(command) => keys::run(command),
+        Command::Keys(command) => keys::run(command, global),
         Command::Device(command) => device::run(command, global),
         Command::Run(command) => run::run(command, global),
         Command::Model(command) => model::run(command, global),

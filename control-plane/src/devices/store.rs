@@ -273,6 +273,15 @@ pub fn mark_unpublished(conn: &Connection, id: &DeviceId) -> Result<(), DbError>
     Ok(())
 }
 
+/// Makes every desired state unpublished, to be signed by another key.
+///
+/// # Errors
+/// The database's.
+pub fn publish_all_again(conn: &Connection) -> Result<(), DbError> {
+    conn.execute("UPDATE devices SET published_generation = 0", [])?;
+    Ok(())
+}
+
 /// Makes every desired state unpublished: the broker may have lost its memory.
 ///
 /// # Errors

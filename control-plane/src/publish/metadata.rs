@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 use skerry_shared::digest::Digest;
-use skerry_tuf::{Limits, Role, Signed, Targets};
+use skerry_tuf::Role;
 
-use super::{PublishError, store};
+use super::{PublishError, store, targets};
 use crate::{
     audit::{self, By, Fact},
     db::Db,
-    signing::online::OnlineKeys,
+    signing::online::{OnlineKeys, RootKeys},
 };
 
 /// Makes the first metadata of an empty repository.
@@ -18,21 +18,21 @@ use crate::{
 /// # Errors
 /// [`PublishError`]; the repository is as before.
 pub async fn ensure(db: &Db, keys: &Arc<OnlineKeys>, by: By) -> Result<(), PublishError> {
-    let keys = Arc::clone(keys);
+    let (folder, keys) = (keys.folder().clone(), keys.current());
     db.write(move |conn| {
         if store::is_empty(conn)? {
-            store::put_file(conn, "1.root.json", keys.root_bytes())?;
-            let first = Signed::<Targets>::parse(keys.first_targets(), &Limits::default())
-                .and_then(|signed| signed.verify(&keys.root().keys_of(Role::Targets), keys.root().version))
-                .map_err(PublishError::Targets)?;
-            let (version, expires_at_ms) = (first.metadata().version, first.metadata().expires.as_millis());
-            store::put(conn, Role::Targets, version, keys.first_targets(), expires_at_ms)?;
-            sign_around(conn, &keys, (version, keys.first_targets()), by.at_ms)?;
+            store::put_root(conn, keys.root().version, keys.root_bytes())?;
+            let bytes = folder
+                .first_targets()
+                .map_err(|error| PublishError::Keys(format!("{error:#}")))?;
+            let first = targets::verified(&keys, &bytes)?;
+            store::put(conn, Role::Targets, first.version, &bytes, first.expires.as_millis())?;
+            sign_around(conn, &keys, (first.version, &bytes), by.at_ms)?;
             let fact = Fact::new("metadata.begin", "metadata/root")
-                .with("root", keys.root_digest())
+                .with("root", Digest::of(keys.root_bytes()))
                 .with("root_version", keys.root().version)
-                .with("targets", Digest::of(keys.first_targets()))
-                .with("targets_version", version);
+                .with("targets", Digest::of(&bytes))
+                .with("targets_version", first.version);
             audit::append(conn, &by, fact)?;
         }
         Ok(())
@@ -46,7 +46,8 @@ pub async fn ensure(db: &Db, keys: &Arc<OnlineKeys>, by: By) -> Result<(), Publi
 /// [`PublishError`]; the repository is as before.
 pub async fn renew(db: &Db, keys: &Arc<OnlineKeys>, now_ms: u64) -> Result<(), PublishError> {
     const HALF_A_DAY_MS: i64 = 12 * 3600 * 1000;
-    let keys = Arc::clone(keys);
+    let _publishing = keys.publishing().await;
+    let keys = keys.current();
     db.write(move |conn| {
         if store::expires_at_ms(conn, Role::Timestamp)? - now_ms as i64 > HALF_A_DAY_MS {
             return Ok(());
@@ -60,7 +61,7 @@ pub async fn renew(db: &Db, keys: &Arc<OnlineKeys>, now_ms: u64) -> Result<(), P
 /// Signs the next snapshot and the next timestamp around a targets file.
 pub(super) fn sign_around(
     conn: &Connection,
-    keys: &OnlineKeys,
+    keys: &RootKeys,
     targets: (u64, &[u8]),
     now_ms: u64,
 ) -> Result<(), PublishError> {

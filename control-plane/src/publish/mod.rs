@@ -4,7 +4,12 @@
 //! what devices can fetch is always one consistent set of metadata; a refused bundle changes nothing.
 
 mod metadata;
+mod roots;
 mod store;
+mod targets;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -17,7 +22,7 @@ use skerry_shared::{
     id::{ModelName, ModelVersion},
     schema::{Envelope, EnvelopeError},
 };
-use skerry_tuf::{Limits, Role, Signed, TargetName, Targets};
+use skerry_tuf::{Role, TargetName};
 use utoipa::ToSchema;
 
 use crate::{
@@ -33,6 +38,8 @@ use crate::{
 };
 
 pub use metadata::{ensure, renew};
+pub use roots::{newest_root, publish_root, root_by_digest};
+pub use targets::publish_targets;
 
 /// A bundle that devices can be asked to run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -64,8 +71,24 @@ pub enum PublishError {
     /// The targets metadata is malformed, or not signed by the root's targets keys.
     #[error("the targets metadata is refused")]
     Targets(#[source] skerry_tuf::Error),
+    /// The root metadata is malformed, not the next one, or not signed by enough keys of the newest root and of itself.
+    #[error("the root metadata is refused")]
+    Root(#[source] skerry_tuf::Error),
+    /// The new root gives keys to the server that it does not have.
+    #[error("the control plane lacks keys of the new root: {0}")]
+    Keys(String),
+    /// The new root does not name the keys that signed the current targets metadata.
+    #[error(
+        "the current targets metadata is not signed by the targets keys of the new root: publish a renewed one with it"
+    )]
+    TargetsKeys(#[source] skerry_tuf::Error),
+    /// A target has no published bundle.
+    #[error("the targets metadata names `{0}`, whose bundle is not published: publish the bundle with it")]
+    NotPublished(String),
     /// Somebody else published in between.
-    #[error("the targets metadata has version {got}, the next one is {expected}: sign the bundle again")]
+    #[error(
+        "the targets metadata has version {got}, the next one is {expected}: sign it again, on top of the current one"
+    )]
     Version {
         /// The version in the request.
         got: u64,
@@ -137,14 +160,12 @@ pub async fn publish(
     targets_bytes: Bytes,
     by: By,
 ) -> Result<PublishedBundle, PublishError> {
-    let root = keys.root();
-    let targets = Signed::<Targets>::parse(&targets_bytes, &Limits::default())
-        .and_then(|signed| signed.verify(&root.keys_of(Role::Targets), root.version))
-        .map_err(PublishError::Targets)?;
-    let targets = targets.metadata();
+    let _publishing = keys.publishing().await;
+    let keys = keys.current();
+    let new_targets = targets::verified(&keys, &targets_bytes)?;
     let target = target_name(&model, version);
     let name = TargetName::new(target.clone()).map_err(|_| PublishError::NoTarget(target.clone()))?;
-    let entry = targets
+    let entry = new_targets
         .find(&name)
         .ok_or_else(|| PublishError::NoTarget(target.clone()))?;
     let digest = entry.sha256().ok_or_else(|| PublishError::NoTarget(target.clone()))?;
@@ -179,29 +200,14 @@ pub async fn publish(
         wire_bytes: wire.iter().map(|(_, len)| len).sum(),
         published_at_ms: by.at_ms,
     };
-    let (keys, new_targets, stored) = (Arc::clone(keys), targets.clone(), bundle.clone());
+    let stored = bundle.clone();
     db.write(move |conn| {
-        let (current_version, current_bytes) = store::current(conn, Role::Targets)?;
-        if new_targets.version != current_version + 1 {
-            return Err(PublishError::Version {
-                got: new_targets.version,
-                expected: current_version + 1,
-            });
-        }
-        // Only what this server has accepted is stored, so it parses.
-        let current = Signed::<Targets>::parse(&current_bytes, &Limits::default()).map_err(PublishError::Targets)?;
-        for (name, file) in &current.unverified().targets {
-            if new_targets
-                .find(name)
-                .is_none_or(|new| new.hashes != file.hashes || new.length != file.length)
-            {
-                return Err(PublishError::TargetLost(name.as_str().to_owned()));
-            }
-        }
-        let expires_at_ms = new_targets.expires.as_millis();
-        store::put(conn, Role::Targets, new_targets.version, &targets_bytes, expires_at_ms)?;
+        targets::replace(conn, &new_targets, &targets_bytes)?;
         metadata::sign_around(conn, &keys, (new_targets.version, &targets_bytes), by.at_ms)?;
         store::insert_bundle(conn, &stored)?;
+        if let Some(name) = targets::added(conn, &new_targets)? {
+            return Err(PublishError::NotPublished(name));
+        }
         let fact = Fact::new("bundle.publish", format!("bundle/{}/{}", stored.model, stored.version))
             .with("target", &stored.target)
             .with("index", stored.index)

@@ -23,6 +23,33 @@ pub(super) fn put_file(conn: &Connection, name: &str, content: &[u8]) -> Result<
     Ok(())
 }
 
+/// Stores a root under its published name, and its digest.
+pub(super) fn put_root(conn: &Connection, version: u64, content: &[u8]) -> Result<(), DbError> {
+    put_file(conn, &format!("{version}.root.json"), content)?;
+    conn.execute(
+        "INSERT INTO tuf_roots (version, digest) VALUES (?1, ?2)",
+        params![version as i64, Digest::of(content).to_hex()],
+    )?;
+    Ok(())
+}
+
+const ROOT_FILE: &str = "SELECT f.content FROM tuf_roots r JOIN tuf_files f ON f.name = r.version || '.root.json'";
+
+pub(super) fn newest_root(conn: &Connection) -> Result<Option<Vec<u8>>, DbError> {
+    let sql = format!("{ROOT_FILE} ORDER BY r.version DESC LIMIT 1");
+    Ok(conn.query_row(&sql, [], |row| row.get(0)).optional()?)
+}
+
+pub(super) fn root_by_digest(conn: &Connection, digest: &Digest) -> Result<Option<Vec<u8>>, DbError> {
+    let sql = format!("{ROOT_FILE} WHERE r.digest = ?1");
+    Ok(conn.query_row(&sql, [digest.to_hex()], |row| row.get(0)).optional()?)
+}
+
+pub(super) fn is_target(conn: &Connection, name: &str) -> Result<bool, DbError> {
+    let sql = "SELECT count(*) > 0 FROM bundles WHERE target = ?1";
+    Ok(conn.query_row(sql, [name], |row| row.get(0))?)
+}
+
 /// Stores a role's newest file under its published name: only the timestamp's name carries no version.
 pub(super) fn put(
     conn: &Connection,

@@ -28,12 +28,8 @@ const SPEC_VERSION: &str = "1.0.31";
 pub struct SigningKey(ed25519_dalek::SigningKey);
 
 impl SigningKey {
-    /// Makes a new key of 32 bytes from a cryptographic random source.
-    pub fn generate(entropy: [u8; 32]) -> Self {
-        Self::from_seed(&entropy)
-    }
-
-    /// Restores a key from the seed that [`SigningKey::seed`] returned.
+    /// Makes a key of its seed: 32 bytes from a cryptographic random source, or what [`SigningKey::seed`] returned. The
+    /// caller erases its copy.
     pub fn from_seed(seed: &[u8; 32]) -> Self {
         Self(ed25519_dalek::SigningKey::from_bytes(seed))
     }

@@ -25,6 +25,7 @@ use crate::{
     cli::{
         bundle::{build_bundle, publish_bundle, sign_bundle},
         client::Client,
+        keys::Secret,
         output::{bytes, text},
     },
 };
@@ -222,7 +223,7 @@ impl Publisher<'_> {
         }
         let out = self.out.join(format!("v{version}"));
         let bundle = build_bundle(self.client, &spec, None, self_check, &out)?;
-        sign_bundle(self.client, &bundle, &self.keys, None)?;
+        sign_bundle(self.client, &bundle, (&self.keys, &Secret::default()), None)?;
         publish_bundle(self.client, &bundle)
     }
 }

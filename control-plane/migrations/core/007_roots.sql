@@ -1,0 +1,8 @@
+-- Every root that this repository ever had, by the digest that enrolment tokens carry. Its file is in tuf_files.
+CREATE TABLE tuf_roots (
+    version INTEGER PRIMARY KEY,
+    digest TEXT NOT NULL UNIQUE
+) STRICT;
+
+-- Whether the rollout's devices may go below the model's min_release.
+ALTER TABLE rollouts ADD COLUMN allow_downgrade INTEGER NOT NULL DEFAULT 0;

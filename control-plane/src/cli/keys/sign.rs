@@ -1,0 +1,214 @@
+//! Signing drafts, and saying how far they are.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+use skerry_tuf::{KeyId, Limits, Root, Signed, Targets, UnixTime, sign_metadata};
+
+use super::{
+    super::{Done, Global, Output, output},
+    KeysFolder, Secret, TARGETS_DAYS,
+    folder::replace,
+};
+use crate::signing::{
+    draft::{Demand, Draft, Holder},
+    role::{KeyRole, name_of},
+};
+
+pub(super) fn now() -> anyhow::Result<UnixTime> {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .context("the clock is before 1970")?;
+    Ok(UnixTime::from_seconds(now.as_secs() as i64))
+}
+
+pub(super) fn run(file: Option<PathBuf>, folder: &KeysFolder, secret: &Secret, print: Output) -> Done {
+    let path = file.unwrap_or_else(|| folder.root_draft_path());
+    let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let draft = Draft::parse(&bytes).with_context(|| format!("{} is no root or targets metadata", path.display()))?;
+    let roots = roots_for(folder, &draft)?;
+    if print == Output::Table {
+        explain(&draft, &roots[0]);
+    }
+    let keys = folder.private_keys(secret)?;
+    let (mut bytes, mut signed) = (bytes, Vec::new());
+    for root in &roots {
+        let (more, by) = draft.sign(&bytes, root, &keys).context("cannot sign")?;
+        (bytes, signed) = (more, [signed, by].concat());
+    }
+    signed.sort();
+    signed.dedup();
+    if signed.is_empty() {
+        let error = anyhow::anyhow!(
+            "none of the keys in {} signs for {}; `skerry keys show` lists who does",
+            folder.dir().display(),
+            path.display()
+        );
+        return Err(error.into());
+    }
+    replace(&path, &bytes)?;
+    let draft = Draft::parse(&bytes).context("the signed draft is unusable")?;
+    let demands: Vec<Demand> = roots.iter().flat_map(|root| draft.demands(root)).collect();
+    match print {
+        Output::Json => output::json(&as_json(&draft, &signed, &demands)),
+        Output::Table => report(&demands),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The roots by which a draft is measured. Targets metadata may be meant for the root that is itself a draft.
+fn roots_for(folder: &KeysFolder, draft: &Draft) -> anyhow::Result<Vec<Root>> {
+    let trusted = folder.root()?;
+    let mut roots = vec![trusted];
+    if let Draft::Targets(_) = draft
+        && let Some(next) = root_draft(folder)?
+        && KeyRole::Targets.keys_in(&next) != KeyRole::Targets.keys_in(&roots[0])
+    {
+        roots.push(next);
+    }
+    Ok(roots)
+}
+
+fn root_draft(folder: &KeysFolder) -> anyhow::Result<Option<Root>> {
+    let path = folder.root_draft_path();
+    let Some(bytes) = folder.draft(&path)? else {
+        return Ok(None);
+    };
+    let draft = Signed::<Root>::parse(&bytes, &Limits::default());
+    let draft = draft.with_context(|| format!("{} is unusable", path.display()))?;
+    Ok(Some(draft.unverified().clone()))
+}
+
+/// What whoever signs puts their name to.
+fn explain(draft: &Draft, trusted: &Root) {
+    output::line(&format!("{} version {}", draft.role(), draft.version()));
+    match draft {
+        Draft::Root(draft) => {
+            for change in changes(trusted, draft.unverified()) {
+                output::line(&format!("  {change}"));
+            }
+        }
+        Draft::Targets(draft) => {
+            let targets = draft.unverified();
+            output::line(&format!(
+                "  {} bundles, expires {}",
+                targets.targets.len(),
+                targets.expires
+            ));
+        }
+    }
+}
+
+/// What a new root changes, in words.
+fn changes(old: &Root, new: &Root) -> Vec<String> {
+    let mut changes = Vec::new();
+    for role in KeyRole::ALL {
+        let (Some(before), Some(after)) = (role.keys_in(old), role.keys_in(new)) else {
+            changes.push(format!("{role}: appears or disappears"));
+            continue;
+        };
+        for (id, key) in after.keys.iter().filter(|(id, _)| !before.keys.contains_key(*id)) {
+            changes.push(format!("{role}: gets key {id} {}", name_of(key)));
+        }
+        for (id, key) in before.keys.iter().filter(|(id, _)| !after.keys.contains_key(*id)) {
+            changes.push(format!("{role}: loses key {id} {}", name_of(key)));
+        }
+        if before.threshold != after.threshold {
+            changes.push(format!(
+                "{role}: {} instead of {} of {} keys must sign",
+                after.threshold,
+                before.threshold,
+                after.keys.len()
+            ));
+        }
+    }
+    if changes.is_empty() {
+        changes.push("no role changes".to_owned());
+    }
+    changes.push(format!("expires {}", new.expires));
+    changes
+}
+
+/// Says how many signatures are there, and whose are missing.
+pub(crate) fn report(demands: &[Demand]) {
+    for demand in demands {
+        output::line(&format!(
+            "{} of {} signatures by {}",
+            demand.signed.len(),
+            demand.threshold,
+            demand.keys_of
+        ));
+        if !demand.is_met() {
+            for holder in &demand.missing {
+                output::line(&format!("  missing: {}", in_words(holder)));
+            }
+        }
+    }
+}
+
+fn in_words(holder: &Holder) -> String {
+    match holder.name.is_empty() {
+        true => holder.id.to_string(),
+        false => format!("{} ({})", holder.id, holder.name),
+    }
+}
+
+fn as_json(draft: &Draft, signed: &[KeyId], demands: &[Demand]) -> Value {
+    let holders = |holders: &[Holder]| -> Vec<Value> {
+        let holder = |holder: &Holder| json!({"id": holder.id, "name": holder.name});
+        holders.iter().map(holder).collect()
+    };
+    let demand = |demand: &Demand| {
+        json!({
+            "keys_of": demand.keys_of,
+            "threshold": demand.threshold,
+            "signed": holders(&demand.signed),
+            "missing": holders(&demand.missing),
+            "met": demand.is_met(),
+        })
+    };
+    json!({
+        "role": draft.role().as_str(),
+        "version": draft.version(),
+        "signed_now": signed,
+        "demands": demands.iter().map(demand).collect::<Vec<_>>(),
+    })
+}
+
+pub(super) fn renew(folder: &KeysFolder, targets: Option<&Path>, secret: &Secret, global: &Global) -> Done {
+    let bytes = current_targets(folder, targets, global)?;
+    let mut next = bytes;
+    next.version += 1;
+    next.expires = now()?.plus_days(TARGETS_DAYS);
+    let unsigned = sign_metadata(&next, []).context("cannot encode the targets metadata")?;
+    let path = folder.targets_draft_path();
+    replace(&path, &unsigned)?;
+    output::note(&format!("{} is targets version {}", path.display(), next.version));
+    run(Some(path), folder, secret, global.output)
+}
+
+/// The current targets metadata, checked by the trusted root.
+pub(super) fn current_targets(folder: &KeysFolder, file: Option<&Path>, global: &Global) -> anyhow::Result<Targets> {
+    let bytes = match file {
+        Some(path) => fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
+        None => global.client().get_bytes("/api/v1/tuf/targets.json")?,
+    };
+    let root = folder.root()?;
+    let current = Signed::<Targets>::parse(&bytes, &Limits::default());
+    let current = current.context("the current targets metadata is unusable")?;
+    let demand = Draft::Targets(current.clone()).demands(&root);
+    if !demand.iter().all(Demand::is_met) {
+        bail!(
+            "the current targets metadata is not signed by enough targets keys of root version {}; \
+             `skerry keys update` fetches a newer root",
+            root.version
+        );
+    }
+    Ok(current.unverified().clone())
+}
