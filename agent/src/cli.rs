@@ -2,12 +2,19 @@
 
 use std::{ffi::OsString, io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
+use serde_json::json;
 use skerry_shared::id::DeviceId;
+use skerry_tuf::VersionFloors;
 use tokio_util::sync::CancellationToken;
 
-use crate::{agent, enroll};
+use crate::{
+    agent,
+    disk::Disk,
+    enroll,
+    proof::{self, Proof},
+};
 
 /// Runs signed machine-learning bundles on this device and keeps them up to date.
 #[derive(Parser)]
@@ -52,12 +59,34 @@ enum Command {
         #[arg(long, value_name = "BYTES")]
         store_limit: Option<u64>,
     },
+    /// Proves offline what lies on this device: metadata, floors, every installed bundle, and where its model comes from.
+    #[command(
+        after_help = "Reads only; works while the agent runs and while it does not, with no network. Exit code 1 if anything is\n\
+                      wrong. The digest of the root is to be compared with that of the operator's root.json (sha256sum)."
+    )]
+    Verify {
+        /// Where identity, trusted metadata and bundles live.
+        #[arg(long, default_value = "/var/lib/skerry")]
+        state_dir: PathBuf,
+        /// How to print what was found.
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Output,
+    },
     /// Shows what the agent on this device runs and does.
     Status {
         /// The state folder of the running agent.
         #[arg(long, default_value = "/var/lib/skerry")]
         state_dir: PathBuf,
     },
+}
+
+/// How a command prints its result.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
 }
 
 /// Runs the agent's command line. `arguments` begins with the program's name.
@@ -86,6 +115,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             telemetry_interval,
             store_limit,
         }),
+        Command::Verify { state_dir, output } => verify(&state_dir, output),
         Command::Status { state_dir } => status(&state_dir),
     };
     match done {
@@ -159,6 +189,81 @@ fn run(options: agent::Options) -> anyhow::Result<()> {
     })?;
     runtime.shutdown_timeout(Duration::from_secs(5));
     Ok(())
+}
+
+fn verify(state_dir: &std::path::Path, output: Output) -> anyhow::Result<()> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = skerry_tuf::UnixTime::from_seconds(now.unwrap_or_default().as_secs() as i64);
+    let disk = Disk::real();
+    let device = enroll::Identity::read(&disk, state_dir)?.device_id;
+    let proof = proof::prove(&disk, state_dir, &skerry_inference::host_platform(), now)?;
+    match output {
+        Output::Json => say(&serde_json::to_string_pretty(
+            &json!({"device": device, "proof": proof}),
+        )?),
+        Output::Table => {
+            say(&format!("device {device}"));
+            print(&proof);
+        }
+    }
+    match proof.broken.as_slice() {
+        [] => Ok(()),
+        [only] => bail!("{}: {}", only.place, only.reason),
+        more => bail!("{} things are wrong", more.len()),
+    }
+}
+
+fn print(proof: &Proof) {
+    match &proof.root {
+        Some(root) => say(&format!("├─ root      version {}, {}", root.version, root.digest)),
+        None => say("├─ root      UNUSABLE"),
+    }
+    match &proof.targets {
+        Some(targets) => {
+            let expired = if targets.expired { ", EXPIRED" } else { "" };
+            say(&format!(
+                "├─ targets   version {}, expire {}{expired}",
+                targets.version, targets.expire
+            ));
+        }
+        None => say("├─ targets   none that is believed"),
+    }
+    let VersionFloors {
+        root,
+        timestamp,
+        snapshot,
+        targets,
+    } = proof.floors;
+    say(&format!(
+        "├─ floors    root {root}, timestamp {timestamp}, snapshot {snapshot}, targets {targets}"
+    ));
+    for bundle in &proof.bundles {
+        say(&format!(
+            "├─ {:9} {} v{}, {}",
+            bundle.slot, bundle.model, bundle.version, bundle.index
+        ));
+        let Some(content) = &bundle.content else { continue };
+        say(&format!(
+            "│  ├─ {} files, {} bytes, all whole and signed; {} golden vectors",
+            content.files, content.bytes, content.golden_vectors
+        ));
+        for (depth, link) in content.lineage.iter().enumerate() {
+            let missing = if link.what == "approval" {
+                "NOT APPROVED"
+            } else {
+                "not known"
+            };
+            let value = link.value.as_deref().unwrap_or(missing);
+            let by = link.by.as_ref().map_or_else(String::new, |by| format!(" by {by}"));
+            say(&format!("│  {}└─ {:13} {value}{by}", "   ".repeat(depth), link.what));
+        }
+    }
+    match proof.broken.as_slice() {
+        [] => say("└─ everything is as it was signed"),
+        broken => broken
+            .iter()
+            .for_each(|broken| say(&format!("└─ BROKEN: {}: {}", broken.place, broken.reason))),
+    }
 }
 
 fn status(state_dir: &std::path::Path) -> anyhow::Result<()> {

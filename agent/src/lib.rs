@@ -18,6 +18,8 @@ mod update;
 mod verify;
 mod worker;
 
+mod proof;
+
 mod agent;
 mod report;
 mod serve;

@@ -31,18 +31,26 @@ pub(crate) type Sources = BTreeMap<Digest, (PathBuf, u64, usize)>;
 
 impl Store {
     pub(crate) fn open(disk: &Disk, state_dir: &Path, limit_bytes: Option<u64>) -> Result<Store, DiskError> {
-        let folder = |name: &str| state_dir.join("store").join(name);
         let store = Store {
-            disk: disk.clone(),
-            indexes: folder("indexes"),
-            objects: folder("objects"),
-            staging: folder("staging"),
             limit_bytes,
+            ..Store::existing(disk, state_dir)
         };
         for path in [&store.indexes, &store.objects, &store.staging] {
             disk.make_folder(path)?;
         }
         Ok(store)
+    }
+
+    /// The store as it lies there, to be read only: nothing is made.
+    pub(crate) fn existing(disk: &Disk, state_dir: &Path) -> Store {
+        let folder = |name: &str| state_dir.join("store").join(name);
+        Store {
+            disk: disk.clone(),
+            indexes: folder("indexes"),
+            objects: folder("objects"),
+            staging: folder("staging"),
+            limit_bytes: None,
+        }
     }
 
     /// Bytes that may still be added: what the disk has free, and what the limit leaves.

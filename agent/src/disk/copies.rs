@@ -40,6 +40,18 @@ impl TwoCopies {
         Ok((TwoCopies { disk, paths, sequence }, content))
     }
 
+    /// The copies that are there and not whole: a power cut leaves none, since each is written as a whole.
+    pub(crate) fn damaged(disk: &Disk, folder: &Path) -> Result<Vec<PathBuf>, DiskError> {
+        let mut damaged = Vec::new();
+        for path in [folder.join("state-a"), folder.join("state-b")] {
+            let bytes = disk.read(&path)?;
+            if bytes.is_some_and(|bytes| decode::<serde_json::Value>(&bytes).is_none()) {
+                damaged.push(path);
+            }
+        }
+        Ok(damaged)
+    }
+
     /// Writes the record over the older copy. After an error the disk may have the old or the new one; the next write goes
     /// to the same place again, so that the copy which is known to be whole stays.
     pub(crate) fn write<T: Serialize>(&mut self, content: &T) -> Result<(), DiskError> {

@@ -12,12 +12,14 @@
 //! | verify → install | `flow_a_bundle_that_fails_its_golden_vectors_is_refused_and_the_old_one_serves_on` |
 //! | install → run | `flow_a_rollout_reaches_a_device_over_the_link_and_its_model_answers` |
 //! | run → spool ══ MQTT ══▶ telemetry | `flow_what_a_device_counts_is_stored_once_and_can_be_asked_for` |
+//! | run → back to the data set, offline | `flow_a_device_proves_offline_where_its_model_comes_from` |
 //! | all of them | `flow_the_demo_holds_everything_it_claims` |
 #![allow(clippy::unwrap_used)]
 
 mod attack_transfer;
 mod bad_input;
 mod flow_loop;
+mod flow_provenance;
 mod flow_publish;
 mod flow_telemetry;
 mod flow_update;
