@@ -2,15 +2,20 @@
 
 use std::time::{Duration, Instant};
 
+use rumqttc::QoS;
 use skerry_shared::{
     chunk::{Chunk, ChunkIndex, Codec, unshuffle4},
     digest::Digest,
     schema::{Envelope, SchemaVersion},
+    topic::Channel,
     transfer::{Object, PART_BYTES, Part, PartContent, Want},
 };
 use tokio::sync::mpsc;
 
-use crate::transfer::{Stop, Transfer, WINDOW};
+use crate::{
+    link::Sender,
+    transfer::{Stop, Transfer, WINDOW},
+};
 
 /// How often time-outs are looked at.
 const TICK: Duration = Duration::from_millis(500);
@@ -46,12 +51,9 @@ impl FetchError {
     }
 }
 
-/// Sends an encoded want, or loses it.
-pub(crate) type SendWant = Box<dyn Fn(Vec<u8>) + Send + Sync>;
-
 /// The fetching side of the link.
 pub(crate) struct Fetcher {
-    send: SendWant,
+    sender: Sender,
     parts: mpsc::Receiver<Vec<u8>>,
     bucket: Option<Bucket>,
     next_request: u64,
@@ -61,10 +63,10 @@ pub(crate) struct Fetcher {
 }
 
 impl Fetcher {
-    pub(crate) fn new(send: SendWant, parts: mpsc::Receiver<Vec<u8>>, bytes_per_second: Option<u64>) -> Fetcher {
+    pub(crate) fn new(sender: Sender, parts: mpsc::Receiver<Vec<u8>>, bytes_per_second: Option<u64>) -> Fetcher {
         let bucket = bytes_per_second.map(Bucket::new);
         Fetcher {
-            send,
+            sender,
             parts,
             bucket,
             next_request: 1,
@@ -173,7 +175,7 @@ impl Fetcher {
                     parts,
                 };
                 // A want that does not leave is repeated after its time-out.
-                (self.send)(want.to_json());
+                self.sender.try_publish(Channel::Want, QoS::AtLeastOnce, want.to_json());
             }
             let wait = self.bucket.as_ref().map_or(TICK, |bucket| bucket.wait().min(TICK));
             let message = match tokio::time::timeout(wait, self.parts.recv()).await {
@@ -226,10 +228,16 @@ fn decode(chunk: &Chunk, wire: &[u8]) -> Option<Vec<u8>> {
     let raw_len = chunk.raw_len as usize;
     let raw = match chunk.codec {
         Codec::Raw => wire.to_vec(),
-        Codec::Zstd => zstd::bulk::decompress(wire, raw_len).ok()?,
-        Codec::Shuffle4Zstd => unshuffle4(&zstd::bulk::decompress(wire, raw_len).ok()?),
+        Codec::Zstd => one_frame(wire, raw_len)?,
+        Codec::Shuffle4Zstd => unshuffle4(&one_frame(wire, raw_len)?),
     };
     (raw.len() == raw_len && Digest::of(&raw) == chunk.raw).then_some(raw)
+}
+
+/// Decompresses exactly one frame, into at most `raw_len` bytes. The decoder alone would go on with what follows the frame.
+fn one_frame(wire: &[u8], raw_len: usize) -> Option<Vec<u8>> {
+    let frame_bytes = zstd::zstd_safe::find_frame_compressed_size(wire).ok()?;
+    (frame_bytes == wire.len()).then(|| zstd::bulk::decompress(wire, raw_len).ok())?
 }
 
 /// A token bucket over bytes: the device is the limiter of its own link.

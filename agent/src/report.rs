@@ -6,10 +6,7 @@ use skerry_shared::{
     schema::SchemaVersion,
 };
 
-use crate::{
-    record::Record,
-    update::{Job, decide::Cost},
-};
+use crate::record::Record;
 
 /// What the record does not hold.
 pub(crate) struct Facts<'a> {
@@ -75,14 +72,14 @@ pub(crate) fn reported(record: &Record, facts: &Facts<'_>) -> Reported {
 }
 
 /// The outcome of a job.
-pub(crate) fn outcome(job: &Job, result: OutcomeResult, cost: Cost) -> Outcome {
+pub(crate) fn outcome(job: &crate::update::Job, result: OutcomeResult, wire_bytes: u64, resumed: u32) -> Outcome {
     Outcome {
         generation: job.generation,
         model: job.assignment.model.clone(),
         version: job.assignment.version,
         rollout: job.assignment.rollout,
         result,
-        wire_bytes: cost.wire_bytes,
-        resumed_downloads: cost.resumed,
+        wire_bytes,
+        resumed_downloads: resumed,
     }
 }

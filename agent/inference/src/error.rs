@@ -5,8 +5,6 @@ use skerry_shared::{
     oip::{Datatype, TensorError},
 };
 
-use crate::operators::{UnknownOperator, listed};
-
 /// Why an ONNX file was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -17,19 +15,16 @@ pub enum ModelError {
     #[error("the ONNX file is not admitted: {0}")]
     NotAdmitted(String),
     /// An input or output of a datatype that has no place here.
-    #[error("`{tensor}` is of {element_type}, which cannot go in or out of a model here")]
+    #[error("tensor `{tensor}` has ONNX element type {element_type}, which is not supported")]
     Datatype {
         /// Its name.
         tensor: String,
-        /// ONNX's word for its element type.
-        element_type: String,
+        /// The number in `TensorProto.DataType`.
+        element_type: i32,
     },
-    /// Operators that no engine here knows.
-    #[error("the model needs operators that are not supported: {}", listed(.0))]
-    Operators(Vec<UnknownOperator>),
-    /// An input or output of which the file does not even say how many dimensions it has.
-    #[error("the file does not say the shape of `{tensor}`; export it with shapes, dynamic dimensions may stay")]
-    NoShape {
+    /// An input whose shape is not fixed.
+    #[error("input `{tensor}` has a dimension that is not fixed; export the model with fixed shapes")]
+    DynamicShape {
         /// Its name.
         tensor: String,
     },

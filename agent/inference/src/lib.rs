@@ -12,10 +12,7 @@ mod engine;
 mod error;
 mod golden;
 mod model;
-mod operators;
-mod ops;
 mod pipeline;
-mod rewrite;
 mod wasm;
 
 pub use bundle::LoadedBundle;
@@ -23,5 +20,4 @@ pub use bundle::LoadedBundle;
 pub use compile::{CompileError, PLATFORMS, compile_component};
 pub use error::{GoldenError, InferError, LoadError, ModelError, StepError};
 pub use model::{CheckedModel, check_model};
-pub use operators::UnknownOperator;
 pub use wasm::{Runtime, WASMTIME_VERSION, host_platform};

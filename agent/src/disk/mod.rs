@@ -7,8 +7,6 @@
 
 mod copies;
 mod fs;
-#[cfg(test)]
-pub(crate) mod sim;
 
 use std::{
     fs::File,

@@ -78,7 +78,13 @@ pub fn decode(chunk: &Chunk, wire: &[u8]) -> Result<Vec<u8>, BadChunk> {
         return Err(BadChunk(chunk.wire));
     }
     let raw_len = chunk.raw_len as usize;
-    let unpacked = |bytes| zstd::bulk::decompress(bytes, raw_len).map_err(|_| BadChunk(chunk.wire));
+    let unpacked = |bytes: &[u8]| {
+        // Devices take one frame and nothing behind it.
+        if zstd::zstd_safe::find_frame_compressed_size(bytes) != Ok(bytes.len()) {
+            return Err(BadChunk(chunk.wire));
+        }
+        zstd::bulk::decompress(bytes, raw_len).map_err(|_| BadChunk(chunk.wire))
+    };
     let raw = match chunk.codec {
         Codec::Raw => wire.to_vec(),
         Codec::Zstd => unpacked(wire)?,

@@ -4,147 +4,63 @@
 //! only costs time.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use rumqttc::{AsyncClient, Event, Incoming, MqttOptions, QoS};
+use rumqttc::{Event, Incoming, QoS};
 use serde_json::{Value, json};
-use skerry_broker::{Access, Authentication, Broker, BrokerConfig, Connect, Hooks, Identity, Limits};
 use skerry_shared::{
     digest::Digest,
     transfer::{Part, PartContent},
 };
-use skerry_system_tests::{
-    Fleet, FleetConfig,
-    fixtures::{MODEL, test_windows},
-};
+use skerry_system_tests::fixtures::{MODEL, test_windows};
 
-use crate::PROGRAM;
+use crate::taken_broker::TakenBroker;
 
-#[derive(Default)]
-struct Everybody {
-    /// Once set, the control plane's own parts are dropped.
-    drops_parts: AtomicBool,
-}
-
-impl Hooks for Everybody {
-    fn authenticate<'a>(&'a self, connect: Connect<'a>) -> Authentication<'a> {
-        let identity = Identity::new(connect.client_id);
-        Box::pin(async move { Ok(identity) })
-    }
-
-    fn authorize(&self, identity: &Identity, access: Access, topic: &str) -> bool {
-        let is_real_part =
-            access == Access::Publish && topic.ends_with("/chunk") && identity.as_str() == "skerry-control-plane";
-        !(is_real_part && self.drops_parts.load(Ordering::SeqCst))
-    }
-}
-
-/// The taken-over broker, and the one who took it.
-struct Intruder {
-    runtime: tokio::runtime::Runtime,
-    hooks: Arc<Everybody>,
-    broker: Option<Broker>,
-    client: AsyncClient,
-}
-
-impl Intruder {
-    fn start() -> Intruder {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let config = BrokerConfig {
-            bind: ([127, 0, 0, 1], 0).into(),
-            storage: None,
-            limits: Limits::default(),
-        };
-        let hooks = Arc::new(Everybody::default());
-        let broker = runtime.block_on(Broker::start(config, hooks.clone())).unwrap();
-        let address = broker.local_addr();
-        let mut options = MqttOptions::new("intruder", address.ip().to_string(), address.port());
-        options.set_credentials("intruder", "x");
-        options.set_max_packet_size(256 * 1024, 256 * 1024);
-        let (client, mut events) = AsyncClient::new(options, 64);
-        runtime.spawn(async move { while events.poll().await.is_ok() {} });
-        Intruder {
-            runtime,
-            hooks,
-            broker: Some(broker),
-            client,
-        }
-    }
-
-    fn fleet(&self) -> Fleet {
-        let address = self.broker.as_ref().unwrap().local_addr();
-        let config = FleetConfig {
-            external_broker: Some(format!("mqtt://skerry-control-plane:x@{address}")),
-            ..FleetConfig::default()
-        };
-        Fleet::start_with(PROGRAM, config).unwrap()
-    }
-
-    fn publish(&self, topic: &str, retain: bool, payload: impl Into<Vec<u8>>) {
-        let sent = self.client.publish(topic, QoS::AtLeastOnce, retain, payload.into());
-        self.runtime.block_on(sent).unwrap();
-    }
-
-    /// Answers every want of `device` for chunks with `payload`, before the control plane can.
-    fn answer_wants(&self, device: &str, payload: impl Fn(u64, u32) -> Vec<u8> + Send + 'static) {
-        let address = self.broker.as_ref().unwrap().local_addr();
-        let mut options = MqttOptions::new("eavesdropper", address.ip().to_string(), address.port());
-        options.set_credentials("eavesdropper", "x");
-        let (client, mut events) = AsyncClient::new(options, 256);
-        let (wants, chunk) = (
-            format!("skerry/v1/d/{device}/want"),
-            format!("skerry/v1/d/{device}/chunk"),
-        );
-        let ready = Arc::new(tokio::sync::Notify::new());
-        let is_ready = Arc::clone(&ready);
-        let hooks = Arc::clone(&self.hooks);
-        self.runtime.spawn(async move {
-            client.subscribe(&wants, QoS::AtMostOnce).await.unwrap();
-            loop {
-                match events.poll().await {
-                    Ok(Event::Incoming(Incoming::SubAck(_))) => is_ready.notify_one(),
-                    Ok(Event::Incoming(Incoming::Publish(publish))) => {
-                        let want: Value = serde_json::from_slice(&publish.payload).unwrap();
-                        // The metadata protects itself; here it is the chunks that he is after.
-                        if want["object"]["chunks"].is_null() {
-                            continue;
-                        }
-                        hooks.drops_parts.store(true, Ordering::SeqCst);
-                        let request = want["request"].as_u64().unwrap();
-                        for part in want["parts"].as_array().unwrap() {
-                            let message = payload(request, part.as_u64().unwrap() as u32);
-                            client.try_publish(&chunk, QoS::AtMostOnce, false, message).unwrap();
-                        }
+/// Answers every want of `device` for chunks with `payload`, before the control plane can.
+fn answer_wants(broker: &TakenBroker, device: &str, payload: impl Fn(u64, u32) -> Vec<u8> + Send + 'static) {
+    let (client, mut events) = broker.connect("eavesdropper");
+    let (wants, chunk) = (
+        format!("skerry/v1/d/{device}/want"),
+        format!("skerry/v1/d/{device}/chunk"),
+    );
+    let ready = Arc::new(tokio::sync::Notify::new());
+    let is_ready = Arc::clone(&ready);
+    let hooks = Arc::clone(&broker.hooks);
+    broker.runtime.spawn(async move {
+        client.subscribe(&wants, QoS::AtMostOnce).await.unwrap();
+        loop {
+            match events.poll().await {
+                Ok(Event::Incoming(Incoming::SubAck(_))) => is_ready.notify_one(),
+                Ok(Event::Incoming(Incoming::Publish(publish))) => {
+                    let want: Value = serde_json::from_slice(&publish.payload).unwrap();
+                    // The metadata protects itself; here it is the chunks that he is after.
+                    if want["object"]["chunks"].is_null() {
+                        continue;
                     }
-                    Ok(_) => {}
-                    Err(_) => return,
+                    hooks.drops_parts.store(true, Ordering::SeqCst);
+                    let request = want["request"].as_u64().unwrap();
+                    for part in want["parts"].as_array().unwrap() {
+                        let message = payload(request, part.as_u64().unwrap() as u32);
+                        client.try_publish(&chunk, QoS::AtMostOnce, false, message).unwrap();
+                    }
                 }
+                Ok(_) => {}
+                Err(_) => return,
             }
-        });
-        self.runtime.block_on(async {
-            tokio::time::timeout(Duration::from_secs(30), ready.notified())
-                .await
-                .unwrap();
-        });
-    }
-}
-
-impl Drop for Intruder {
-    fn drop(&mut self) {
-        if let Some(broker) = self.broker.take() {
-            self.runtime.block_on(broker.shutdown());
         }
-    }
+    });
+    broker.runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(30), ready.notified())
+            .await
+            .unwrap();
+    });
 }
 
 #[test]
 fn attack_forged_desired_state_is_refused_and_reported() {
-    let intruder = Intruder::start();
+    let intruder = TakenBroker::start();
     let fleet = intruder.fleet();
     let devices = fleet.devices(&["dev-1"]).unwrap();
     fleet.release(1).unwrap();
@@ -182,12 +98,12 @@ fn skerry_tuf_free_envelope(payload: &Value) -> Vec<u8> {
 
 #[test]
 fn attack_broken_chunks_are_dropped_and_nothing_of_them_is_installed() {
-    let intruder = Intruder::start();
+    let intruder = TakenBroker::start();
     let fleet = intruder.fleet();
     let devices = fleet.devices(&["dev-1"]).unwrap();
     fleet.release(1).unwrap();
     // Each of his parts is well formed and of the right request, with content of his own.
-    intruder.answer_wants("dev-1", |request, part| {
+    answer_wants(&intruder, "dev-1", |request, part| {
         Part {
             request,
             part,
@@ -217,7 +133,7 @@ fn attack_broken_chunks_are_dropped_and_nothing_of_them_is_installed() {
 
 #[test]
 fn attack_garbage_on_every_topic_of_a_device_leaves_it_as_it_is() {
-    let intruder = Intruder::start();
+    let intruder = TakenBroker::start();
     let fleet = intruder.fleet();
     let devices = fleet.devices(&["dev-1"]).unwrap();
     fleet.release(1).unwrap();

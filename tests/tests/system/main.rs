@@ -16,6 +16,8 @@
 //! | all of them | `flow_the_demo_holds_everything_it_claims` |
 #![allow(clippy::unwrap_used)]
 
+mod attack_bundle;
+mod attack_metadata;
 mod attack_transfer;
 mod bad_input;
 mod flow_loop;
@@ -23,9 +25,11 @@ mod flow_provenance;
 mod flow_publish;
 mod flow_telemetry;
 mod flow_update;
+mod impostor;
 #[cfg(feature = "outside")]
 mod outside;
 mod power_loss;
+mod taken_broker;
 mod telemetry_frames;
 
 /// The program that the tests start.
