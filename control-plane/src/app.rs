@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use axum::middleware;
 use skerry_broker::{Broker, BrokerConfig, Limits};
 use skerry_shared::{
     digest::Digest,
@@ -70,6 +71,10 @@ pub(crate) const CORE_MIGRATIONS: &[Migration] = &[
     Migration {
         number: 10,
         sql: include_str!("../migrations/core/010_access.sql"),
+    },
+    Migration {
+        number: 11,
+        sql: include_str!("../migrations/core/011_four_eyes.sql"),
     },
     Migration {
         number: 12,
@@ -272,12 +277,12 @@ impl Server {
             training: training.clone(),
             transfer: Transfer::new(core.clone(), blobs.clone()),
             mqtt_address: config.advertised(&connection.host, connection.port),
+            access: Access::new(&config.requests),
             config,
             core,
             telemetry,
             blobs,
             keys,
-            access: Access::default(),
             changes,
             desired_changed: Notify::new(),
             shutdown: shutdown.clone(),
@@ -288,10 +293,10 @@ impl Server {
         tasks.spawn(sign_audit_log(Arc::clone(&app), shutdown.clone()));
         tasks.spawn(drive_rollouts(Arc::clone(&app), shutdown.clone()));
         tasks.spawn(training.execute(shutdown.clone()));
-        let router = router(&app);
+        let service = router(&app).into_make_service_with_connect_info::<SocketAddr>();
         let stop = shutdown.clone().cancelled_owned();
         tasks.spawn(async move {
-            if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop).await {
+            if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(stop).await {
                 tracing::error!(%error, "the HTTP server ended");
             }
         });
@@ -344,7 +349,9 @@ impl Server {
 
 /// All routes: the API, and the console for the rest.
 pub(crate) fn router(app: &Arc<App>) -> axum::Router {
-    api::router(Arc::clone(app)).merge(web::router(Arc::clone(app)))
+    api::router(Arc::clone(app))
+        .merge(web::router(Arc::clone(app)))
+        .layer(middleware::from_fn_with_state(Arc::clone(app), api::load::bound))
 }
 
 /// Holds the data folder for one control plane: a second one would take the first one's runs for dead.
@@ -449,7 +456,7 @@ async fn evaluate_all(app: &App) -> Result<Option<u64>, rollouts::RolloutError> 
     let mut next_look_at_ms = None;
     for id in rollouts::under_way(&app.core).await? {
         loop {
-            let evaluated = rollouts::evaluate(&app.core, id, now_ms()).await?;
+            let evaluated = rollouts::evaluate(&app.core, &app.config.rollouts, id, now_ms()).await?;
             if evaluated.assigned {
                 app.desired_changed.notify_one();
             }

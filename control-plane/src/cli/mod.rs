@@ -111,7 +111,7 @@ enum Command {
     /// Bundles: build, sign, publish, inspect.
     #[command(subcommand)]
     Bundle(bundle::Command),
-    /// Rollouts: create, watch, pause, resume, abort.
+    /// Rollouts: create, approve, watch, pause, resume, abort.
     #[command(subcommand)]
     Rollout(rollout::Command),
     /// What devices have measured.

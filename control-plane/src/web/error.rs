@@ -59,7 +59,12 @@ impl From<RolloutError> for PageError {
     fn from(error: RolloutError) -> PageError {
         match error {
             RolloutError::NotFound(_) => PageError::NotFound(sentence(&error)),
-            RolloutError::State { .. } | RolloutError::Overlap { .. } => PageError::Conflict(sentence(&error)),
+            RolloutError::State { .. }
+            | RolloutError::Overlap { .. }
+            | RolloutError::Unapproved(_)
+            | RolloutError::NothingToApprove(_)
+            | RolloutError::Author(_)
+            | RolloutError::NotAPerson(_) => PageError::Conflict(sentence(&error)),
             other => PageError::internal(other),
         }
     }

@@ -90,7 +90,10 @@ pub(super) async fn resume(
     form: FormResult,
 ) -> Result<Redirect, PageError> {
     check_form(&session, &headers, form)?;
-    changed(&console, rollouts::resume(&console.app.core, parse(&id)?, by).await)
+    changed(
+        &console,
+        rollouts::resume(&console.app.core, &console.app.config.rollouts, parse(&id)?, by).await,
+    )
 }
 
 pub(super) async fn abort(

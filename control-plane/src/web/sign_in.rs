@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     access::{self, Role, roles},
-    api::auth,
+    api::{auth, load},
     app::now_ms,
 };
 
@@ -110,6 +110,9 @@ pub(super) async fn require_session(
     let Some(grant) = access::grant(&console.app.core, &session.credential, now_ms()).await? else {
         return Ok(Redirect::to("/login").into_response());
     };
+    if let Err(problem) = load::count_credential(&console.app, &grant.credential) {
+        return Ok(problem.into_response());
+    }
     let path = request.extensions().get::<MatchedPath>();
     let needs = path.map_or(Role::Admin, |path| roles::needed(request.method(), path.as_str()));
     if grant.actor.role < needs {
@@ -121,7 +124,7 @@ pub(super) async fn require_session(
     request.extensions_mut().insert(grant.actor.clone());
     request.extensions_mut().insert(grant.clone());
     request.extensions_mut().insert(session);
-    Ok(auth::until_over(&console.app, grant, needs, next.run(request).await))
+    Ok(auth::until_over(&console.app, grant, needs, next.run(request).await).into_response())
 }
 
 fn session_id(headers: &HeaderMap) -> Option<&str> {
