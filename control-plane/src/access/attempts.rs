@@ -86,16 +86,14 @@ impl Failures {
 pub(super) struct Attempts(Mutex<HashMap<Key, Failures>>);
 
 impl Attempts {
-    /// Counts an attempt as failed until [`Attempts::succeeded`] says otherwise.
+    /// Counts an attempt as failed until [`Attempts::succeeded`] says otherwise. Without an account only the network counts.
     ///
     /// # Errors
     /// How many milliseconds to wait; the attempt is not counted then.
-    pub(super) fn begin(&self, account: &str, network: Network, now_ms: u64) -> Result<(), u64> {
+    pub(super) fn begin(&self, account: Option<&str>, network: Network, now_ms: u64) -> Result<(), u64> {
         let mut known = self.lock();
-        let keys = [
-            (Key::Account(account.to_owned()), ACCOUNT),
-            (Key::Network(network), NETWORK),
-        ];
+        let account = account.map(|account| (Key::Account(account.to_owned()), ACCOUNT));
+        let keys: Vec<_> = account.into_iter().chain([(Key::Network(network), NETWORK)]).collect();
         let waits = keys.iter().filter_map(|(key, patience)| {
             let failures = known.get(key).filter(|f| !is_forgotten(f, now_ms))?;
             Some(failures.wait_ms(patience, now_ms))
@@ -163,7 +161,7 @@ mod tests {
 
     fn fail(attempts: &Attempts, account: &str, from: &str, times: u32) {
         for _ in 0..times {
-            attempts.begin(account, network(from), NOW).unwrap();
+            attempts.begin(Some(account), network(from), NOW).unwrap();
         }
     }
 
@@ -176,11 +174,11 @@ mod tests {
         for n in 0..9 {
             // Each from another address: the account is what waits.
             let from = network(&format!("198.51.100.{n}"));
-            let wait = attempts.begin("alice", from, now).unwrap_err();
+            let wait = attempts.begin(Some("alice"), from, now).unwrap_err();
             waits.push(wait);
-            attempts.begin("bob", from, now).unwrap();
+            attempts.begin(Some("bob"), from, now).unwrap();
             now += wait;
-            attempts.begin("alice", from, now).unwrap();
+            attempts.begin(Some("alice"), from, now).unwrap();
         }
         assert_eq!(waits, [1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000, 60_000]);
     }
@@ -191,8 +189,8 @@ mod tests {
         for n in 0..20 {
             fail(&attempts, &format!("user{n}"), "192.0.2.1", 1);
         }
-        assert_eq!(attempts.begin("alice", network("192.0.2.1"), NOW), Err(1000));
-        assert_eq!(attempts.begin("alice", network("192.0.2.2"), NOW), Ok(()));
+        assert_eq!(attempts.begin(Some("alice"), network("192.0.2.1"), NOW), Err(1000));
+        assert_eq!(attempts.begin(Some("alice"), network("192.0.2.2"), NOW), Ok(()));
     }
 
     #[test]
@@ -200,9 +198,9 @@ mod tests {
         let attempts = Attempts::default();
         fail(&attempts, "alice", "192.0.2.1", 5);
         for _ in 0..1000 {
-            assert_eq!(attempts.begin("alice", network("192.0.2.1"), NOW), Err(1000));
+            assert_eq!(attempts.begin(Some("alice"), network("192.0.2.1"), NOW), Err(1000));
         }
-        assert_eq!(attempts.begin("alice", network("192.0.2.1"), NOW + 1000), Ok(()));
+        assert_eq!(attempts.begin(Some("alice"), network("192.0.2.1"), NOW + 1000), Ok(()));
     }
 
     #[test]
@@ -212,13 +210,13 @@ mod tests {
             fail(&attempts, &format!("user{n}"), "192.0.2.1", 1);
         }
         let later = NOW + 1000;
-        attempts.begin("mallory", network("192.0.2.1"), later).unwrap();
+        attempts.begin(Some("mallory"), network("192.0.2.1"), later).unwrap();
         attempts.succeeded("mallory", network("192.0.2.1"));
-        assert!(attempts.begin("alice", network("192.0.2.1"), later).is_err());
+        assert!(attempts.begin(Some("alice"), network("192.0.2.1"), later).is_err());
 
         fail(&attempts, "bob", "192.0.2.9", 5);
         attempts.succeeded("bob", network("192.0.2.9"));
-        assert_eq!(attempts.begin("bob", network("192.0.2.9"), NOW), Ok(()));
+        assert_eq!(attempts.begin(Some("bob"), network("192.0.2.9"), NOW), Ok(()));
     }
 
     #[test]
@@ -227,7 +225,7 @@ mod tests {
         fail(&attempts, "alice", "192.0.2.1", 5);
         let later = NOW + FORGET_AFTER_MS;
         for _ in 0..5 {
-            assert_eq!(attempts.begin("alice", network("192.0.2.1"), later), Ok(()));
+            assert_eq!(attempts.begin(Some("alice"), network("192.0.2.1"), later), Ok(()));
         }
     }
 
@@ -236,7 +234,7 @@ mod tests {
         let attempts = Attempts::default();
         for n in 0..3 * KEYS_MAX as u64 {
             let from = IpAddr::V4(std::net::Ipv4Addr::from_bits(n as u32)).into();
-            let _ = attempts.begin(&format!("user{n}"), from, NOW + n);
+            let _ = attempts.begin(Some(&format!("user{n}")), from, NOW + n);
         }
         assert!(attempts.lock().len() <= KEYS_MAX);
         let newest = format!("user{}", 3 * KEYS_MAX - 1);

@@ -433,18 +433,26 @@ impl Access {
         now_ms: u64,
     ) -> Result<SignIn, AccessError> {
         // A name that is none gets no memory of its own: anybody can send as many as they like.
-        let account = name.parse::<UserName>().map_or("", |_| name);
+        let account = name.parse::<UserName>().is_ok().then_some(name);
         if let Err(ms) = self.attempts.begin(account, from, now_ms) {
             return Ok(SignIn::Wait { ms });
         }
         if let Some(grant) = self.password_grant(db, name, password, now_ms).await? {
-            self.attempts.succeeded(account, from);
+            self.attempts.succeeded(name, from);
             return Ok(SignIn::Granted(grant));
         }
-        let fact = Fact::new("sign-in.refused", format!("user/{account}")).with("from", from);
+        let fact = Fact::new("sign-in.refused", format!("user/{}", account.unwrap_or("?"))).with("from", from);
         db.write(move |conn| audit::append(conn, &By::new("nobody", now_ms), fact))
             .await?;
         Ok(SignIn::Wrong)
+    }
+
+    /// Notes that somebody has signed in with a token that is none.
+    ///
+    /// # Errors
+    /// How many milliseconds the address should wait. It is no reason to refuse a right token: none is found by trying.
+    pub fn wrong_token(&self, from: Network, now_ms: u64) -> Result<(), u64> {
+        self.attempts.begin(None, from, now_ms)
     }
 
     /// What a name and a password give, if they belong together. It takes as long for a name that nobody has.
@@ -579,6 +587,14 @@ pub async fn change_user(db: &Db, name: UserName, change: UserChange, by: By) ->
 pub async fn users(db: &Db) -> Result<Vec<User>, DbError> {
     let stored = db.read(store::users).await?;
     Ok(stored.into_iter().map(|stored| stored.user).collect())
+}
+
+/// One user.
+///
+/// # Errors
+/// [`AccessError::NoUser`], or the database's.
+pub async fn user(db: &Db, name: UserName) -> Result<User, AccessError> {
+    db.read(move |conn| require_user(conn, &name)).await
 }
 
 fn require_user(conn: &rusqlite::Connection, name: &UserName) -> Result<User, AccessError> {

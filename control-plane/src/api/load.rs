@@ -3,11 +3,11 @@
 //! Sizes are limited where bodies are read. Invariant: a request that waits for its client holds a place no longer than its
 //! time limit.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
-    extract::{ConnectInfo, Request, State},
-    http::{Extensions, Method, StatusCode},
+    extract::{ConnectInfo, FromRequestParts, Request, State},
+    http::{Extensions, Method, StatusCode, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -24,6 +24,17 @@ pub(crate) fn network(extensions: &Extensions) -> Network {
     // Without a connection there is one client only: a test.
     let address = connected.map(|ConnectInfo(address)| address.ip());
     address.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into()).into()
+}
+
+/// Where a request comes from, for handlers.
+pub(crate) struct Client(pub(crate) Network);
+
+impl<S: Send + Sync> FromRequestParts<S> for Client {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Client, Infallible> {
+        Ok(Client(network(&parts.extensions)))
+    }
 }
 
 /// Counts a request of somebody who has not signed in.

@@ -17,6 +17,7 @@ mod rollout;
 mod run;
 mod serve;
 mod telemetry;
+mod terminal;
 mod token;
 mod user;
 
