@@ -25,11 +25,13 @@ use crate::{
     fetch::Fetcher,
     link::{self, FromBroker},
     record::{Installed, Keeper},
+    renew::Renewal,
     report::{self, Facts},
     serve,
     serving::Serving,
     store::Store,
     telemetry::{self, spool::TelemetryStatus},
+    tls::{self, DeviceCertificate, DeviceKey},
     update::{Effect, Event, Job, State, effect_of, next_job, step},
     verify::{Trust, VerifyError},
     worker::{Fetch, Progress, Work, Worker},
@@ -59,6 +61,10 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
     let disk = Disk::real();
     let identity = Identity::read(&disk, &options.state_dir)?;
     let _lock = disk::lock(&options.state_dir)?;
+    let key = DeviceKey::read(&disk, &options.state_dir)?
+        .context("device.key is missing: enrol again with an empty state folder")?;
+    let certificate = Arc::new(DeviceCertificate::read(&disk, &options.state_dir, &key)?);
+    let tls = tls::for_broker(&identity.broker_authority()?, Arc::clone(&certificate))?;
     let mut boot = [0; 16];
     getrandom::fill(&mut boot).context("no randomness from the system")?;
     let boot_id: BootId = hex::encode(boot).parse().expect("sixteen bytes are 32 hex digits");
@@ -89,7 +95,15 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
     };
     let api = tokio::spawn(serve::run(listener, Arc::clone(&serving), statuses, shutdown.clone()));
 
-    let (sender, received) = link::start(&identity, &boot_id, shutdown.clone());
+    let renewal = Renewal {
+        disk: disk.clone(),
+        state_dir: options.state_dir.clone(),
+        identity: identity.clone(),
+        key,
+        certificate,
+    };
+    let renewal = tokio::spawn(renewal.run(shutdown.clone()));
+    let (sender, received) = link::start(&identity, tls, &boot_id, shutdown.clone());
     let telemetry = telemetry::Task {
         disk: disk.clone(),
         state_dir: options.state_dir.clone(),
@@ -142,6 +156,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
     let drained = tokio::time::timeout(API_DRAIN, api).await;
     counted.cancel();
     telemetry.await.context("telemetry ended badly")?;
+    renewal.await.context("the renewal of the certificate ended badly")?;
     match drained {
         Ok(ended) => ended.context("the local API ended badly")?,
         Err(_) => tracing::warn!("some inference requests did not end in time"),

@@ -28,7 +28,7 @@ struct Arguments {
 enum Command {
     /// Makes this device known to a control plane, with a one-time token from `skerry device token`.
     Enroll {
-        /// The control plane's address, for example http://192.0.2.1:8080.
+        /// The control plane's address, for example https://192.0.2.1:8080.
         #[arg(long)]
         server: String,
         /// The token, whole.

@@ -8,6 +8,11 @@ fn since_1970() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
+/// The time since 1970 by which certificates are judged.
+pub(crate) fn for_certificates() -> Duration {
+    since_1970()
+}
+
 /// Now, in UTC nanoseconds.
 pub(crate) fn now_ns() -> u64 {
     since_1970().as_nanos() as u64

@@ -1,34 +1,82 @@
 //! Enrolment: the device makes its key, shows a one-time token, and learns who it is and whom to trust.
 //!
-//! Invariant: the root that is stored is the one whose digest the token carries.
+//! Invariant: the root metadata and the certificate authority that are stored are those whose digests the token carries, and
+//! the token is shown to nobody else.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use anyhow::{Context, bail};
+use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use skerry_shared::{digest::Digest, id::DeviceId};
 
-use crate::disk::{Access, Disk};
+use crate::{
+    disk::{Access, Disk},
+    tls::{self, DeviceKey},
+};
 
-/// Who this device is, and how it reaches the broker.
+/// Who this device is, and where its control plane and its broker are. What it proves that with is in files of its own.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Identity {
     pub(crate) device_id: DeviceId,
+    /// The control plane's address, for the renewal of the certificate.
+    pub(crate) server: String,
+    /// The certificate of the fleet's authority, in PEM.
+    pub(crate) authority: String,
     pub(crate) mqtt: Broker,
+    pub(crate) certificate: Life,
 }
 
-/// The broker and this device's credentials there.
+/// The broker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Broker {
     pub(crate) host: String,
     pub(crate) port: u16,
-    pub(crate) username: String,
-    pub(crate) password: String,
+    /// The authority of a foreign broker, in PEM; without one it is the fleet's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) authority: Option<String>,
+    /// Without TLS, for a broker on this machine only.
+    #[serde(default)]
+    pub(crate) plain: bool,
+}
+
+impl Broker {
+    /// What the control plane says, who is known by `server`.
+    pub(crate) fn at(access: MqttAccess, server: &str) -> anyhow::Result<Broker> {
+        let host = match access.host {
+            Some(host) => host,
+            None => Server::parse(server)?.host,
+        };
+        let here = host == "localhost"
+            || host
+                .parse::<std::net::IpAddr>()
+                .is_ok_and(|address| address.is_loopback());
+        if access.plain && !here {
+            bail!("the control plane's broker at {host} speaks no TLS, and it is not on this machine");
+        }
+        if let Some(pem) = &access.authority {
+            tls::certificates(pem.as_bytes()).context("the control plane's answer is malformed")?;
+        }
+        Ok(Broker {
+            host,
+            port: access.port,
+            authority: access.authority,
+            plain: access.plain,
+        })
+    }
+}
+
+/// From when to when the device's certificate counts.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Life {
+    /// UTC milliseconds, of the control plane's clock.
+    pub(crate) issued_at_ms: u64,
+    /// UTC milliseconds.
+    pub(crate) not_after_ms: u64,
 }
 
 const IDENTITY: &str = "identity.json";
-const KEY: &str = "device.key";
 
 impl Identity {
     /// Reads the identity that enrolment left.
@@ -37,28 +85,81 @@ impl Identity {
         let bytes = bytes.context("this device is not enrolled: run `skerry-agent enroll` first")?;
         serde_json::from_slice(&bytes).context("identity.json is damaged: enrol again")
     }
+
+    pub(crate) fn write(&self, disk: &Disk, state_dir: &Path) -> anyhow::Result<()> {
+        let json = serde_json::to_vec_pretty(self).context("cannot encode the identity")?;
+        Ok(disk.write(&state_dir.join(IDENTITY), &json, Access::OwnerOnly)?)
+    }
+
+    /// The fleet's authority.
+    pub(crate) fn authority(&self) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+        tls::certificates(self.authority.as_bytes()).context("identity.json is damaged: enrol again")
+    }
+
+    /// Who has signed the broker's certificate.
+    pub(crate) fn broker_authority(&self) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+        let pem = self.mqtt.authority.as_ref().unwrap_or(&self.authority);
+        tls::certificates(pem.as_bytes()).context("identity.json is damaged: enrol again")
+    }
 }
 
 #[derive(Deserialize)]
 struct Answer {
     device_id: DeviceId,
+    certificate: Certificate,
     mqtt: MqttAccess,
 }
 
+/// A certificate as the control plane gives it.
 #[derive(Deserialize)]
-struct MqttAccess {
+pub(crate) struct Certificate {
+    /// The device's certificate, then the authority's, in PEM.
+    pub(crate) chain: String,
+    #[serde(flatten)]
+    pub(crate) life: Life,
+}
+
+/// The broker as the control plane names it.
+#[derive(Deserialize)]
+pub(crate) struct MqttAccess {
     /// Absent: the host of the API.
     host: Option<String>,
     port: u16,
-    username: String,
-    password: String,
+    authority: Option<String>,
+    #[serde(default)]
+    plain: bool,
 }
 
-/// The host in a URL.
-fn host_of(server: &str) -> anyhow::Result<String> {
-    let uri: ureq::http::Uri = server.parse().with_context(|| format!("`{server}` is no URL"))?;
-    let host = uri.host().with_context(|| format!("`{server}` names no host"))?;
-    Ok(host.to_owned())
+/// What the control plane's address says.
+struct Server {
+    url: String,
+    host: String,
+    port: u16,
+}
+
+impl Server {
+    fn parse(text: &str) -> anyhow::Result<Server> {
+        let url = text.trim_end_matches('/').to_owned();
+        let uri: ureq::http::Uri = url.parse().with_context(|| format!("`{text}` is no URL"))?;
+        if uri.scheme_str() != Some("https") {
+            bail!("`{text}` must begin with https://: the token is shown to nobody who does not prove who he is");
+        }
+        let host = uri.host().with_context(|| format!("`{text}` names no host"))?;
+        Ok(Server {
+            host: host.trim_matches(['[', ']']).to_owned(),
+            port: uri.port_u16().unwrap_or(443),
+            url,
+        })
+    }
+}
+
+/// The digests in a token: of the root metadata, and of the authority's certificate.
+fn pins(token: &str) -> anyhow::Result<(Digest, Digest)> {
+    let mut parts = token.split('.').skip(1).map(Digest::from_hex);
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(Ok(root)), Some(Ok(authority)), None) => Ok((root, authority)),
+        _ => bail!("the enrolment token is malformed: copy it whole, with the two parts after the dots"),
+    }
 }
 
 /// Enrols this device and leaves its identity in `state_dir`.
@@ -73,71 +174,60 @@ pub(crate) fn enroll(
     if disk.read(&state_dir.join(IDENTITY))?.is_some() {
         bail!("this device is enrolled already; another state folder, or an empty one, makes another device");
     }
-    let pinned = token
-        .split_once('.')
-        .and_then(|(_, digest)| Digest::from_hex(digest).ok());
-    let pinned = pinned.context("the enrolment token is malformed: copy it whole, with the part after the dot")?;
-    // The same key if an earlier try broke off: the file is the device's identity.
-    let key_path = state_dir.join(KEY);
-    let mut seed = [0; 32];
-    match disk.read(&key_path)? {
-        Some(bytes) => hex::decode_to_slice(bytes.trim_ascii(), &mut seed).context("device.key is damaged")?,
-        None => {
-            getrandom::fill(&mut seed).context("no randomness from the system")?;
-            disk.write(&key_path, hex::encode(seed).as_bytes(), Access::OwnerOnly)?;
-        }
+    let (root_pin, authority_pin) = pins(token)?;
+    let server = Server::parse(server)?;
+    // The same key if an earlier try broke off.
+    let key = DeviceKey::make(&disk, state_dir)?;
+    // The authority and the root first: a false server never sees the token.
+    let reach = || format!("cannot reach the control plane at {}", server.url);
+    let authority = tls::fetch_authority(&server.host, server.port, authority_pin).with_context(reach)?;
+    let http = tls::http(std::slice::from_ref(&authority), None)?;
+    let root = fetch_root(&http, &server.url, root_pin)?;
+    if Digest::of(&root) != root_pin {
+        bail!("the control plane's root metadata is not the one that the token names: do not trust this server");
     }
-    let public_key = ed25519_dalek::SigningKey::from_bytes(&seed).verifying_key();
     let body = json!({
         "token": token,
         "device_id": device,
-        "public_key": hex::encode(public_key.as_bytes()),
+        "request": key.request()?,
         "platform": skerry_inference::host_platform(),
         "agent_version": env!("CARGO_PKG_VERSION"),
     });
-    // The root first: a false server never sees the token.
-    let root = fetch_root(server, pinned)?;
-    if Digest::of(&root) != pinned {
-        bail!("the control plane's root metadata is not the one that the token names: do not trust this server");
-    }
-    let answer = call(server, &body)?;
+    let answer: Answer = post(&http, &format!("{}/api/v1/enroll", server.url), &body)?;
     disk.write(&state_dir.join("trust/root.json"), &root, Access::Everybody)?;
-    let MqttAccess {
-        host,
-        port,
-        username,
-        password,
-    } = answer.mqtt;
-    let host = match host {
-        Some(host) => host,
-        None => host_of(server)?,
-    };
+    tls::write_first(&disk, state_dir, &key, &answer.certificate.chain)?;
+    let mqtt = Broker::at(answer.mqtt, &server.url)?;
     let identity = Identity {
         device_id: answer.device_id,
-        mqtt: Broker {
-            host,
-            port,
-            username,
-            password,
-        },
+        server: server.url,
+        authority: pem(&authority),
+        mqtt,
+        certificate: answer.certificate.life,
     };
-    let json = serde_json::to_vec_pretty(&identity).context("cannot encode the identity")?;
-    disk.write(&state_dir.join(IDENTITY), &json, Access::OwnerOnly)?;
+    // Last: with it the device is enrolled.
+    identity.write(&disk, state_dir)?;
     Ok(identity.device_id)
 }
 
-fn http() -> ureq::Agent {
-    let config = ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_global(Some(Duration::from_secs(30)));
-    config.build().into()
+fn pem(certificate: &CertificateDer<'_>) -> String {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    let mut text = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    let base64 = STANDARD.encode(certificate);
+    for line in base64.as_bytes().chunks(64) {
+        text.push_str(&String::from_utf8_lossy(line));
+        text.push('\n');
+    }
+    text + "-----END CERTIFICATE-----\n"
 }
 
 /// The root metadata that the token names. It need not be the first one, nor the newest: later ones are walked to.
-fn fetch_root(server: &str, pinned: Digest) -> anyhow::Result<Vec<u8>> {
-    let url = format!("{}/tuf/root/{}", server.trim_end_matches('/'), pinned.to_hex());
-    let response = http().get(&url).call();
+fn fetch_root(http: &ureq::Agent, server: &str, pinned: Digest) -> anyhow::Result<Vec<u8>> {
+    let url = format!("{server}/tuf/root/{}", pinned.to_hex());
+    let response = http.get(&url).call();
     let mut response = response.with_context(|| format!("cannot reach the control plane at {server}"))?;
+    if response.status() == ureq::http::StatusCode::NOT_FOUND {
+        bail!("its root metadata is not the one that the token names: do not trust this server");
+    }
     if !response.status().is_success() {
         bail!(
             "there is no control plane at {server}: {url} answers {}",
@@ -149,10 +239,10 @@ fn fetch_root(server: &str, pinned: Digest) -> anyhow::Result<Vec<u8>> {
     root.context("the control plane's root metadata broke off or is too large")
 }
 
-fn call(server: &str, body: &Value) -> anyhow::Result<Answer> {
-    let url = format!("{}/api/v1/enroll", server.trim_end_matches('/'));
-    let response = http().post(&url).send_json(body);
-    let mut response = response.with_context(|| format!("cannot reach the control plane at {server}"))?;
+/// Posts JSON to the control plane and reads its answer; a refusal is an error with its words.
+pub(crate) fn post<T: serde::de::DeserializeOwned>(http: &ureq::Agent, url: &str, body: &Value) -> anyhow::Result<T> {
+    let response = http.post(url).send_json(body);
+    let mut response = response.with_context(|| format!("cannot reach the control plane at {url}"))?;
     let status = response.status();
     let text = response
         .body_mut()
@@ -168,4 +258,55 @@ fn call(server: &str, body: &Value) -> anyhow::Result<Answer> {
         );
     }
     serde_json::from_str(&text).context("the control plane's answer is malformed")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_has_two_digests() {
+        let (root, authority) = (Digest::of(b"root"), Digest::of(b"authority"));
+        let token = format!("skt_secret.{}.{}", root.to_hex(), authority.to_hex());
+        assert_eq!(pins(&token).unwrap(), (root, authority));
+        let old = format!("skt_secret.{}", root.to_hex());
+        for bad in ["", "skt_secret", &old, &format!("{token}.x"), &format!("{token}0")] {
+            assert!(pins(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_server_must_prove_who_it_is() {
+        let server = Server::parse("https://[::1]:8443/").unwrap();
+        assert_eq!(
+            (server.host.as_str(), server.port, server.url.as_str()),
+            ("::1", 8443, "https://[::1]:8443")
+        );
+        assert_eq!(Server::parse("https://skerry.example").unwrap().port, 443);
+        for bad in ["http://192.0.2.1:8080", "skerry.example", "", "https://"] {
+            assert!(Server::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_broker_without_tls_is_believed_on_this_machine_only() {
+        let access = |host: Option<&str>, plain| MqttAccess {
+            host: host.map(str::to_owned),
+            port: 1883,
+            authority: None,
+            plain,
+        };
+        let server = "https://192.0.2.1:8080";
+        assert!(Broker::at(access(Some("127.0.0.1"), true), server).unwrap().plain);
+        assert!(Broker::at(access(Some("192.0.2.1"), true), server).is_err());
+        assert!(Broker::at(access(None, true), server).is_err());
+        assert_eq!(Broker::at(access(None, false), server).unwrap().host, "192.0.2.1");
+    }
+
+    #[test]
+    fn a_certificate_survives_its_text() {
+        let certificate = CertificateDer::from(vec![0x30; 100]);
+        assert_eq!(tls::certificates(pem(&certificate).as_bytes()).unwrap(), [certificate]);
+    }
 }

@@ -3,11 +3,13 @@
 //! It knows topics and bytes, not what they mean. A PUBACK says only that a broker has a message: what must not be lost is
 //! kept elsewhere until the control plane itself acknowledges it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use rumqttc::{
     AsyncClient, Event, EventLoop, Incoming, LastWill, MqttOptions, NetworkOptions, Publish, QoS, Request, Subscribe,
+    TlsConfiguration, Transport,
 };
+use rustls::ClientConfig;
 use skerry_shared::{
     desired::Status,
     id::{BootId, DeviceId},
@@ -84,10 +86,20 @@ pub(crate) struct Received {
 }
 
 /// Starts the connection's task.
-pub(crate) fn start(identity: &Identity, boot_id: &BootId, shutdown: CancellationToken) -> (Sender, Received) {
+pub(crate) fn start(
+    identity: &Identity,
+    tls: Arc<ClientConfig>,
+    boot_id: &BootId,
+    shutdown: CancellationToken,
+) -> (Sender, Received) {
     let device = identity.device_id.clone();
     let mut options = MqttOptions::new(device.as_str(), identity.mqtt.host.clone(), identity.mqtt.port);
-    options.set_credentials(identity.mqtt.username.clone(), identity.mqtt.password.clone());
+    if identity.mqtt.plain {
+        // A broker without certificates tells devices apart by their user names.
+        options.set_credentials(device.as_str(), "");
+    } else {
+        options.set_transport(Transport::Tls(TlsConfiguration::Rustls(tls)));
+    }
     options.set_keep_alive(KEEP_ALIVE);
     options.set_max_packet_size(PACKET_BYTES, PACKET_BYTES);
     options.set_clean_session(true);
@@ -228,7 +240,10 @@ fn jittered(backoff: Duration) -> Duration {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::enroll::Broker;
+    use crate::{
+        enroll::{Broker, Life},
+        tls,
+    };
 
     #[tokio::test]
     async fn nothing_queues_up_without_a_connection() {
@@ -236,16 +251,24 @@ mod tests {
         let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let identity = Identity {
             device_id: "dev-1".parse().unwrap(),
+            server: String::new(),
+            authority: String::new(),
             mqtt: Broker {
                 host: "127.0.0.1".to_owned(),
                 port: nobody.local_addr().unwrap().port(),
-                username: "dev-1".to_owned(),
-                password: String::new(),
+                authority: None,
+                plain: true,
+            },
+            certificate: Life {
+                issued_at_ms: 0,
+                not_after_ms: 0,
             },
         };
+        let folder = tempfile::tempdir().unwrap();
+        let tls = tls::tests::of_a_device(folder.path());
         let boot_id = "0".repeat(32).parse().unwrap();
         let shutdown = CancellationToken::new();
-        let (sender, _received) = start(&identity, &boot_id, shutdown.clone());
+        let (sender, _received) = start(&identity, tls, &boot_id, shutdown.clone());
         // More than the queue would take: afterwards the subscriptions must still fit.
         let taken = (0..200).filter(|_| sender.try_publish(Channel::Want, QoS::AtLeastOnce, vec![0; 10]));
         assert_eq!(taken.count(), 0);

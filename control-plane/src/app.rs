@@ -2,17 +2,15 @@
 
 use std::{
     fs::{File, TryLockError},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, bail};
-use axum::middleware;
-use skerry_broker::{Broker, BrokerConfig, Limits};
+use skerry_broker::{Broker, BrokerConfig, Disconnect, Limits};
 use skerry_shared::{
-    digest::Digest,
     dsse::Envelope,
     id::{DeviceId, ModelName, ModelVersion, RolloutId, RunId},
 };
@@ -29,9 +27,11 @@ use crate::{
     api,
     audit::{self, By},
     blob::BlobStore,
-    config::{Config, Mqtt},
+    ca::own::OwnCertificates,
+    config::{BrokerAccess, Config, Mqtt},
     db::{Db, DbError, Durability, Migration},
-    mqtt, publish, rollouts,
+    devices::{self, DeviceError},
+    https, mqtt, publish, rollouts,
     signing::online::OnlineKeys,
     telemetry,
     training::{Limits as TrainingLimits, Moved, Parts as TrainingParts, Training},
@@ -69,12 +69,12 @@ pub(crate) const CORE_MIGRATIONS: &[Migration] = &[
         sql: include_str!("../migrations/core/007_roots.sql"),
     },
     Migration {
-        number: 10,
-        sql: include_str!("../migrations/core/010_access.sql"),
+        number: 8,
+        sql: include_str!("../migrations/core/008_certificates.sql"),
     },
     Migration {
-        number: 11,
-        sql: include_str!("../migrations/core/011_four_eyes.sql"),
+        number: 10,
+        sql: include_str!("../migrations/core/010_access.sql"),
     },
     Migration {
         number: 12,
@@ -92,7 +92,7 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(3600);
 const CHECKPOINTS: &str = "audit-checkpoints.jsonl";
 /// How long tasks may take to end.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
-/// How often the metadata's life is looked at.
+/// How often the control plane looks at the life of its metadata and of its certificates.
 const RENEW_EVERY: Duration = Duration::from_secs(3600);
 /// After a database error; the next change wakes the rollouts earlier.
 const ROLLOUT_RETRY: Duration = Duration::from_secs(5);
@@ -149,6 +149,8 @@ pub struct App {
     pub blobs: BlobStore,
     /// The online keys.
     pub keys: Arc<OnlineKeys>,
+    /// The fleet's certificate authority, and the control plane's own certificates.
+    pub certificates: Arc<OwnCertificates>,
     /// The sending side of the transfer.
     pub transfer: Transfer,
     /// Training runs.
@@ -161,6 +163,8 @@ pub struct App {
     pub desired_changed: Notify,
     /// Where devices find the broker; without a host it is where they found the API.
     pub mqtt_address: (Option<String>, u16),
+    /// Ends connections at the embedded broker.
+    pub broker: Option<Disconnect>,
     /// Cancelled when the control plane ends: an answer that goes on must end then.
     pub shutdown: CancellationToken,
 }
@@ -173,6 +177,21 @@ impl App {
     pub async fn checkpoint(&self) -> Result<Envelope, DbError> {
         let file = self.config.data_dir.join(CHECKPOINTS);
         audit::checkpoint::make(&self.core, &self.keys, &file, now_ms()).await
+    }
+
+    /// Takes a device's access away, and ends its connection at once. A broker elsewhere must be told by its own means: until
+    /// then it believes the certificate.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotFound`], or the database's.
+    pub async fn revoke_device(&self, id: &DeviceId, by: By) -> Result<(), DeviceError> {
+        devices::revoke(&self.core, id, by).await?;
+        // Also if it was revoked before: the connection may have outlived a crash in between.
+        if let Some(broker) = &self.broker {
+            broker.client(id.as_str());
+        }
+        self.changes.send(Change::Device(id.clone()));
+        Ok(())
     }
 }
 
@@ -205,6 +224,14 @@ impl Server {
         let data = &config.data_dir;
         std::fs::create_dir_all(data).with_context(|| format!("cannot make data folder {}", data.display()))?;
         let lock = lock(data)?;
+        let certificates = Arc::new(OwnCertificates::open(&config, now_ms())?);
+        let security = match config.http_plain {
+            true => https::Security::Plain,
+            false => https::Security::Tls {
+                people: Arc::new(certificates.for_people()?),
+                devices: Arc::new(certificates.for_renewal()?),
+            },
+        };
         let core = Db::open(&data.join("core.db"), Durability::Full, CORE_MIGRATIONS)?;
         let newest_root = publish::newest_root(&core).await?;
         let keys = Arc::new(OnlineKeys::read(config.signing(), newest_root)?);
@@ -226,80 +253,36 @@ impl Server {
         let training = open_training(&config, &core, &blobs, changes.clone()).await?;
 
         // The broker last: what fails before it leaves nothing running.
-        let own_password = random_hex::<32>()?;
-        let (broker, connection) = match &config.mqtt {
-            Mqtt::Embedded { bind } => {
-                let hooks = Arc::new(mqtt::BrokerHooks::new(
-                    core.clone(),
-                    Digest::of(own_password.as_bytes()),
-                ));
-                let admitted = hooks.admitted();
-                let storage = Some(data.join("broker"));
-                let broker = BrokerConfig {
-                    bind: *bind,
-                    storage,
-                    limits: Limits::default(),
-                };
-                let broker = Broker::start(broker, hooks).await?;
-                let address = broker.local_addr();
-                let connection = mqtt::Connection {
-                    host: address.ip().to_string(),
-                    port: address.port(),
-                    username: mqtt::CONTROL_PLANE.to_owned(),
-                    password: own_password,
-                    admitted: Some(admitted),
-                };
-                (Some(broker), connection)
-            }
-            Mqtt::External {
-                host,
-                port,
-                username,
-                password,
-            } => {
-                let (username, password) = (username.clone(), password.clone());
-                (
-                    None,
-                    mqtt::Connection {
-                        host: host.clone(),
-                        port: *port,
-                        username,
-                        password,
-                        admitted: None,
-                    },
-                )
-            }
-        };
+        let (broker, connection) = start_broker(&config, &core, &certificates).await?;
         let shutdown = CancellationToken::new();
         // Shown once: only now that nothing can keep it from being shown.
         let first_api_token = access::ensure_first_token(&core, now_ms()).await?;
+        let bound = broker.as_ref().map(|broker| broker.local_addr().ip().to_string());
+        let mqtt_address = config.advertised(bound.as_ref().unwrap_or(&connection.host), connection.port);
         let app = Arc::new(App {
             training: training.clone(),
             transfer: Transfer::new(core.clone(), blobs.clone()),
-            mqtt_address: config.advertised(&connection.host, connection.port),
-            access: Access::new(&config.requests),
+            mqtt_address,
+            broker: broker.as_ref().map(Broker::disconnect),
             config,
             core,
             telemetry,
             blobs,
             keys,
+            access: Access::default(),
+            certificates,
             changes,
             desired_changed: Notify::new(),
             shutdown: shutdown.clone(),
         });
         let mut tasks = JoinSet::new();
         mqtt::spawn(&mut tasks, &app, connection, &shutdown);
-        tasks.spawn(renew_metadata(Arc::clone(&app), shutdown.clone()));
+        tasks.spawn(renew(Arc::clone(&app), shutdown.clone()));
         tasks.spawn(sign_audit_log(Arc::clone(&app), shutdown.clone()));
         tasks.spawn(drive_rollouts(Arc::clone(&app), shutdown.clone()));
         tasks.spawn(training.execute(shutdown.clone()));
-        let service = router(&app).into_make_service_with_connect_info::<SocketAddr>();
-        let stop = shutdown.clone().cancelled_owned();
-        tasks.spawn(async move {
-            if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(stop).await {
-                tracing::error!(%error, "the HTTP server ended");
-            }
-        });
+        let router = router(&app);
+        tasks.spawn(https::serve(listener, security, router, shutdown.clone()));
         tracing::info!(address = %http_address, "control plane listens");
         Ok(Server {
             app,
@@ -315,6 +298,17 @@ impl Server {
     /// Where the API listens: the real port, if port 0 was asked for.
     pub fn http_address(&self) -> SocketAddr {
         self.http_address
+    }
+
+    /// True unless a proxy is to do TLS.
+    pub fn is_secured(&self) -> bool {
+        !self.app.config.http_plain
+    }
+
+    /// The API's address as a URL.
+    pub fn url(&self) -> String {
+        let scheme = if self.is_secured() { "https" } else { "http" };
+        format!("{scheme}://{}", self.http_address)
     }
 
     /// Where the embedded broker listens.
@@ -349,9 +343,7 @@ impl Server {
 
 /// All routes: the API, and the console for the rest.
 pub(crate) fn router(app: &Arc<App>) -> axum::Router {
-    api::router(Arc::clone(app))
-        .merge(web::router(Arc::clone(app)))
-        .layer(middleware::from_fn_with_state(Arc::clone(app), api::load::bound))
+    api::router(Arc::clone(app)).merge(web::router(Arc::clone(app)))
 }
 
 /// Holds the data folder for one control plane: a second one would take the first one's runs for dead.
@@ -367,6 +359,66 @@ fn lock(data: &Path) -> anyhow::Result<File> {
         Err(TryLockError::WouldBlock) => bail!("another control plane runs with data folder {}", data.display()),
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", data.display())),
     }
+}
+
+/// Starts the embedded broker, if there is to be one, and says how to reach it or the one elsewhere.
+async fn start_broker(
+    config: &Config,
+    core: &Db,
+    certificates: &OwnCertificates,
+) -> anyhow::Result<(Option<Broker>, mqtt::Connection)> {
+    let bind = match &config.mqtt {
+        Mqtt::Embedded { bind } => *bind,
+        Mqtt::External { host, port, access } => {
+            let security = match access {
+                BrokerAccess::Tls { ca, own } => {
+                    let tls = certificates.for_external_broker(ca.as_deref(), own.as_ref())?;
+                    mqtt::Security::Tls(Arc::new(tls))
+                }
+                BrokerAccess::Plain { username, password } => {
+                    mqtt::Security::Plain(Some((username.clone(), password.clone())))
+                }
+            };
+            let connection = mqtt::Connection {
+                host: host.clone(),
+                port: *port,
+                security,
+                admitted: None,
+            };
+            return Ok((None, connection));
+        }
+    };
+    let (tls, proof, security) = match config.mqtt_plain {
+        true => (None, mqtt::Proof::None, mqtt::Security::Plain(None)),
+        false => {
+            let tls = Arc::new(certificates.for_broker()?);
+            let own = Arc::new(certificates.for_embedded_broker()?);
+            (Some(tls), mqtt::Proof::Certificate, mqtt::Security::Tls(own))
+        }
+    };
+    let hooks = Arc::new(mqtt::BrokerHooks::new(core.clone(), proof));
+    let admitted = hooks.admitted();
+    let broker = BrokerConfig {
+        bind,
+        storage: Some(config.data_dir.join("broker")),
+        tls,
+        limits: Limits::default(),
+    };
+    let broker = Broker::start(broker, hooks).await?;
+    let address = broker.local_addr();
+    // A broker that listens everywhere listens here, too; no certificate says `0.0.0.0`.
+    let host = match address.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    let connection = mqtt::Connection {
+        host: host.to_string(),
+        port: address.port(),
+        security,
+        admitted: Some(admitted),
+    };
+    Ok((Some(broker), connection))
 }
 
 async fn open_training(config: &Config, core: &Db, blobs: &BlobStore, changes: Changes) -> anyhow::Result<Training> {
@@ -387,10 +439,16 @@ async fn open_training(config: &Config, core: &Db, blobs: &BlobStore, changes: C
     Training::open(parts).await.context("cannot take up the training runs")
 }
 
-async fn renew_metadata(app: Arc<App>, shutdown: CancellationToken) {
+async fn renew(app: Arc<App>, shutdown: CancellationToken) {
     loop {
         if let Err(error) = publish::renew(&app.core, &app.keys, now_ms()).await {
             tracing::error!(error = %anyhow::Error::new(error), "cannot renew the metadata");
+        }
+        if let Err(error) = app.certificates.renew(now_ms()) {
+            tracing::error!(
+                error = format!("{:#}", anyhow::Error::new(error)),
+                "cannot renew the certificates"
+            );
         }
         tokio::select! {
             () = tokio::time::sleep(RENEW_EVERY) => {}
@@ -456,7 +514,7 @@ async fn evaluate_all(app: &App) -> Result<Option<u64>, rollouts::RolloutError> 
     let mut next_look_at_ms = None;
     for id in rollouts::under_way(&app.core).await? {
         loop {
-            let evaluated = rollouts::evaluate(&app.core, &app.config.rollouts, id, now_ms()).await?;
+            let evaluated = rollouts::evaluate(&app.core, id, now_ms()).await?;
             if evaluated.assigned {
                 app.desired_changed.notify_one();
             }

@@ -2,15 +2,13 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    num::NonZeroU32,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::Deserialize;
 
-use crate::{
-    access::limits::RequestLimits, devices::Selector, rollouts::approval::Policy, signing::online::SigningFolder,
-};
+use crate::signing::online::SigningFolder;
 
 /// The checked configuration.
 #[derive(Clone, Debug)]
@@ -19,8 +17,14 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where the API and the console listen.
     pub http_bind: SocketAddr,
+    /// Without TLS, behind a proxy on this machine that has it. Devices cannot enrol there.
+    pub http_plain: bool,
+    /// Certificates.
+    pub tls: TlsConfig,
     /// The MQTT broker.
     pub mqtt: Mqtt,
+    /// The embedded broker without TLS and without identities, for measurements: only on this machine.
+    pub mqtt_plain: bool,
     /// Where devices find the broker, if that is another address than the one it is known by here.
     pub mqtt_advertise: Option<(String, u16)>,
     /// The folder with the online keys, `root.json` and the first `targets.json`.
@@ -31,14 +35,10 @@ pub struct Config {
     pub telemetry_retention_days: u32,
     /// The largest request body: an ONNX file.
     pub body_limit_bytes: usize,
-    /// How much anybody may ask of the API and the console.
-    pub requests: RequestLimits,
     /// How training scripts run.
     pub training: TrainingConfig,
     /// What the model registry asks for.
     pub registry: RegistryConfig,
-    /// Which rollouts need a second person.
-    pub rollouts: Policy,
 }
 
 /// What the model registry asks for.
@@ -46,6 +46,28 @@ pub struct Config {
 pub struct RegistryConfig {
     /// True when nobody may approve a version that they have registered themselves.
     pub four_eyes: bool,
+}
+
+/// Certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// A certificate chain and its key, both in PEM, that people see instead of one of the fleet's own authority.
+    pub files: Option<(PathBuf, PathBuf)>,
+    /// More names and addresses of this control plane, for its own certificate.
+    pub names: Vec<String>,
+    /// How long a device's certificate lives; it is renewed at two thirds.
+    pub device_life: Duration,
+}
+
+impl Default for TlsConfig {
+    fn default() -> TlsConfig {
+        TlsConfig {
+            files: None,
+            names: Vec::new(),
+            // A device that was stolen and not reported is locked out in a month.
+            device_life: Duration::from_secs(30 * 86_400),
+        }
+    }
 }
 
 /// How training scripts run.
@@ -81,6 +103,23 @@ pub enum Mqtt {
         host: String,
         /// Its port.
         port: u16,
+        /// How the control plane gets in.
+        access: BrokerAccess,
+    },
+}
+
+/// How the control plane gets into a broker that runs elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BrokerAccess {
+    /// By certificates, over TLS.
+    Tls {
+        /// The authority of the broker's certificate, in PEM, if it is not the fleet's own.
+        ca: Option<PathBuf>,
+        /// The control plane's certificate there and its key, in PEM, if it is not of the fleet's own authority.
+        own: Option<(PathBuf, PathBuf)>,
+    },
+    /// By a password, without TLS; only on this machine.
+    Plain {
         /// The control plane's user name there.
         username: String,
         /// The control plane's password there.
@@ -126,17 +165,18 @@ impl Config {
         Config {
             data_dir: data_dir.to_owned(),
             http_bind: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            http_plain: false,
+            tls: TlsConfig::default(),
             mqtt: Mqtt::Embedded {
-                bind: SocketAddr::from(([127, 0, 0, 1], 1883)),
+                bind: SocketAddr::from(([127, 0, 0, 1], 8883)),
             },
+            mqtt_plain: false,
             mqtt_advertise: None,
             signing_dir: data_dir.join("keys"),
             signing_passphrase_file: None,
             telemetry_retention_days: RETENTION_DAYS,
             body_limit_bytes: BODY_LIMIT_BYTES,
-            requests: RequestLimits::default(),
             training: TrainingConfig::default(),
-            rollouts: Policy::default(),
             registry: RegistryConfig::default(),
         }
     }
@@ -146,6 +186,14 @@ impl Config {
         SigningFolder {
             dir: self.signing_dir.clone(),
             passphrase_file: self.signing_passphrase_file.clone(),
+        }
+    }
+
+    /// Where the embedded broker listens, if there is one.
+    pub(crate) fn embedded_bind(&self) -> Option<SocketAddr> {
+        match self.mqtt {
+            Mqtt::Embedded { bind } => Some(bind),
+            Mqtt::External { .. } => None,
         }
     }
 
@@ -189,11 +237,11 @@ impl Config {
         };
         let data_dir: Option<PathBuf> = section.take("data_dir");
         let http: HttpSection = section.take("http").unwrap_or_default();
+        let tls: TlsSection = section.take("tls").unwrap_or_default();
         let mqtt: MqttSection = section.take("mqtt").unwrap_or_default();
         let signing: SigningSection = section.take("signing").unwrap_or_default();
         let telemetry: TelemetrySection = section.take("telemetry").unwrap_or_default();
         let limits: LimitsSection = section.take("limits").unwrap_or_default();
-        let rollouts: RolloutsSection = section.take("rollouts").unwrap_or_default();
         let training: TrainingSection = section.take("training").unwrap_or_default();
         let registry: RegistrySection = section.take("registry").unwrap_or_default();
         section.finish();
@@ -202,10 +250,19 @@ impl Config {
         if let Some(bind) = address("http.bind", http.bind, &mut mistakes) {
             config.http_bind = bind;
         }
+        config.http_plain = http.plain;
+        if http.plain && !config.http_bind.ip().is_loopback() {
+            mistakes.push("http.plain is for a proxy on this machine: http.bind must be a loopback address".to_owned());
+        }
+        tls.apply(&mut config.tls, &mut mistakes);
         if let Some(url) = &mqtt.external_url {
             match parse_mqtt_url(url) {
                 Some(external) => config.mqtt = external,
-                None => mistakes.push("mqtt.external_url must look like mqtt://user:password@host:1883".to_owned()),
+                None => mistakes.push(
+                    "mqtt.external_url must look like mqtts://host:8883, or on this machine like \
+                     mqtt://user:password@127.0.0.1:1883"
+                        .to_owned(),
+                ),
             }
         }
         if let Some(bind) = address("mqtt.embedded_bind", mqtt.embedded_bind, &mut mistakes) {
@@ -214,6 +271,28 @@ impl Config {
             } else {
                 config.mqtt = Mqtt::Embedded { bind };
             }
+        }
+        let own = match (mqtt.certificate, mqtt.key) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => {
+                mistakes.push("mqtt.certificate and mqtt.key belong together".to_owned());
+                None
+            }
+        };
+        match &mut config.mqtt {
+            Mqtt::External {
+                access: access @ BrokerAccess::Tls { .. },
+                ..
+            } => *access = BrokerAccess::Tls { ca: mqtt.ca, own },
+            _ if mqtt.ca.is_some() || own.is_some() => {
+                mistakes.push("mqtt.ca, mqtt.certificate and mqtt.key are for an external_url with mqtts://".to_owned())
+            }
+            _ => {}
+        }
+        config.mqtt_plain = mqtt.plain;
+        if mqtt.plain && !matches!(&config.mqtt, Mqtt::Embedded { bind } if bind.ip().is_loopback()) {
+            mistakes.push("mqtt.plain is for the embedded broker on a loopback address only".to_owned());
         }
         if let Some(text) = &mqtt.advertise {
             match text
@@ -240,14 +319,6 @@ impl Config {
             config.body_limit_bytes = limit;
             if limit < 1024 {
                 mistakes.push("limits.body_bytes must be at least 1024".to_owned());
-            }
-        }
-        limits.apply(&mut config.requests, &mut mistakes);
-        if let Some(text) = rollouts.production {
-            match text.parse::<Selector>() {
-                // An empty one is all devices, which is a way to want it.
-                Ok(production) => config.rollouts.production = Some(production),
-                Err(error) => mistakes.push(format!("rollouts.production: {error}")),
             }
         }
         training.apply(&mut config.training, &mut mistakes);
@@ -291,31 +362,116 @@ fn address(name: &str, text: Option<String>, mistakes: &mut Vec<String>) -> Opti
     }
 }
 
-/// `mqtt://user:password@host:port`.
+/// `mqtts://host:port`, or on this machine `mqtt://user:password@host:port`.
 fn parse_mqtt_url(url: &str) -> Option<Mqtt> {
-    let (credentials, address) = url.strip_prefix("mqtt://")?.rsplit_once('@')?;
-    let (username, password) = credentials.split_once(':')?;
+    let (access, address) = match url.strip_prefix("mqtts://") {
+        Some(address) => (BrokerAccess::Tls { ca: None, own: None }, address),
+        None => {
+            let (credentials, address) = url.strip_prefix("mqtt://")?.rsplit_once('@')?;
+            let (username, password) = credentials.split_once(':')?;
+            let (username, password) = (username.to_owned(), password.to_owned());
+            (BrokerAccess::Plain { username, password }, address)
+        }
+    };
     let (host, port) = address.trim_end_matches('/').rsplit_once(':')?;
-    let known = !username.is_empty() && !host.is_empty();
-    known.then_some(Mqtt::External {
-        host: host.to_owned(),
-        port: port.parse().ok()?,
-        username: username.to_owned(),
-        password: password.to_owned(),
-    })
+    let host = host.trim_matches(['[', ']']).to_owned();
+    let port = port.parse().ok()?;
+    let usable = match &access {
+        BrokerAccess::Tls { .. } => is_name(&host),
+        BrokerAccess::Plain { username, .. } => {
+            let here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+            !username.is_empty() && here
+        }
+    };
+    usable.then_some(Mqtt::External { host, port, access })
 }
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct HttpSection {
     bind: Option<String>,
+    plain: bool,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct TlsSection {
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    names: Vec<String>,
+    device_certificate_life: Option<String>,
+}
+
+/// Shorter ones would be renewed all the time.
+const DEVICE_LIFE_MIN: Duration = Duration::from_secs(5);
+/// A year: longer ones would make revoking everything that counts.
+const DEVICE_LIFE_MAX: Duration = Duration::from_secs(366 * 86_400);
+
+impl TlsSection {
+    fn apply(self, config: &mut TlsConfig, mistakes: &mut Vec<String>) {
+        match (self.certificate, self.key) {
+            (Some(certificate), Some(key)) => config.files = Some((certificate, key)),
+            (None, None) => {}
+            _ => mistakes.push("tls.certificate and tls.key belong together".to_owned()),
+        }
+        for name in &self.names {
+            if !is_name(name) {
+                mistakes.push(format!("tls.names: `{name}` is no host name and no address"));
+            }
+        }
+        config.names = self.names;
+        if let Some(text) = self.device_certificate_life {
+            match duration(&text) {
+                Some(life) if (DEVICE_LIFE_MIN..=DEVICE_LIFE_MAX).contains(&life) => config.device_life = life,
+                _ => mistakes.push(format!(
+                    "tls.device_certificate_life: `{text}` is no time from 5s to 366d, like 30d"
+                )),
+            }
+        }
+    }
+}
+
+/// A count with its unit: `90s`, `12h`, `30d`.
+fn duration(text: &str) -> Option<Duration> {
+    let (count, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    count
+        .parse::<u32>()
+        .ok()
+        .map(|count| Duration::from_secs(u64::from(count) * seconds))
+}
+
+/// True for a name or an address that a certificate can carry.
+pub(crate) fn is_name(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok() || is_host_name(text)
+}
+
+/// True for a host name as certificates have it, without wildcards.
+pub(crate) fn is_host_name(text: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    text.len() <= 253 && text.split('.').all(label)
 }
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct MqttSection {
     embedded_bind: Option<String>,
+    plain: bool,
     external_url: Option<String>,
+    ca: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
     advertise: Option<String>,
 }
 
@@ -336,54 +492,6 @@ struct TelemetrySection {
 #[serde(deny_unknown_fields, default)]
 struct LimitsSection {
     body_bytes: Option<usize>,
-    requests_per_second_per_token: Option<u32>,
-    burst_per_token: Option<u32>,
-    requests_per_second_per_address: Option<u32>,
-    burst_per_address: Option<u32>,
-    requests_at_once: Option<u32>,
-    streams_at_once: Option<u32>,
-    request_seconds: Option<u32>,
-    upload_seconds: Option<u32>,
-}
-
-impl LimitsSection {
-    fn apply(self, limits: &mut RequestLimits, mistakes: &mut Vec<String>) {
-        let fields = [
-            (
-                "requests_per_second_per_token",
-                self.requests_per_second_per_token,
-                &mut limits.per_token.per_second,
-            ),
-            ("burst_per_token", self.burst_per_token, &mut limits.per_token.burst),
-            (
-                "requests_per_second_per_address",
-                self.requests_per_second_per_address,
-                &mut limits.per_address.per_second,
-            ),
-            (
-                "burst_per_address",
-                self.burst_per_address,
-                &mut limits.per_address.burst,
-            ),
-            ("requests_at_once", self.requests_at_once, &mut limits.requests_at_once),
-            ("streams_at_once", self.streams_at_once, &mut limits.streams_at_once),
-            ("request_seconds", self.request_seconds, &mut limits.request_seconds),
-            ("upload_seconds", self.upload_seconds, &mut limits.upload_seconds),
-        ];
-        for (name, value, limit) in fields {
-            match value.map(NonZeroU32::new) {
-                Some(Some(value)) => *limit = value,
-                Some(None) => mistakes.push(format!("limits.{name} must be at least 1")),
-                None => {}
-            }
-        }
-    }
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct RolloutsSection {
-    production: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -452,6 +560,53 @@ mod tests {
     }
 
     #[test]
+    fn names_are_host_names_or_addresses() {
+        for name in [
+            "skerry.example",
+            "a",
+            "192.0.2.1",
+            "2001:db8::1",
+            "xn--bcher-kva.example",
+        ] {
+            assert!(is_name(name), "{name}");
+        }
+        for name in [
+            "",
+            "a..b",
+            "-a",
+            "a b",
+            "*.example",
+            "https://a",
+            "a:8080",
+            &"a".repeat(64),
+        ] {
+            assert!(!is_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn certificates_are_configured_whole() {
+        let text = "[tls]\ncertificate = \"a.pem\"\nnames = [\"a b\"]\ndevice_certificate_life = \"1s\"\n";
+        let mistakes = Config::parse(text).unwrap_err().join("\n");
+        for part in ["tls.key", "`a b`", "`1s`"] {
+            assert!(mistakes.contains(part), "{part}: {mistakes}");
+        }
+        let config = Config::parse("[tls]\ndevice_certificate_life = \"36h\"").unwrap();
+        assert_eq!(config.tls.device_life, Duration::from_secs(36 * 3600));
+        for text in ["", "d", "30", "-1d", "367d", "30d ", "1é"] {
+            let text = format!("[tls]\ndevice_certificate_life = \"{text}\"");
+            assert!(Config::parse(&text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn http_without_tls_stays_on_this_machine() {
+        assert!(Config::parse("[http]\nplain = true").unwrap().http_plain);
+        let open = "[http]\nplain = true\nbind = \"0.0.0.0:8080\"";
+        assert!(Config::parse(open).unwrap_err()[0].contains("http.plain"));
+    }
+
+    #[test]
     fn an_empty_file_is_the_defaults() {
         let config = Config::parse("").unwrap();
         assert_eq!(config.http_bind.port(), 8080);
@@ -463,24 +618,6 @@ mod tests {
         let kept = |days: u32| Config::parse(&format!("[telemetry]\nretention_days = {days}"));
         assert_eq!(kept(7).unwrap().telemetry_retention_days, 7);
         assert!(kept(0).unwrap_err()[0].contains("telemetry.retention_days"));
-    }
-
-    #[test]
-    fn limits_are_numbers_from_one_on() {
-        let text = "[limits]\nburst_per_token = 7\nrequest_seconds = 5";
-        let limits = Config::parse(text).unwrap().requests;
-        assert_eq!((limits.per_token.burst.get(), limits.request_seconds.get()), (7, 5));
-        let mistakes = Config::parse("[limits]\nburst_per_token = 0\nstreams_at_once = 0").unwrap_err();
-        assert!(mistakes[0].contains("burst_per_token") && mistakes[1].contains("streams_at_once"));
-    }
-
-    #[test]
-    fn production_is_a_label_selector() {
-        let config = |text: &str| Config::parse(&format!("[rollouts]\nproduction = \"{text}\""));
-        let production = config("stage=production").unwrap().rollouts.production.unwrap();
-        assert_eq!(production, "stage=production".parse().unwrap());
-        assert_eq!(Config::parse("").unwrap().rollouts.production, None);
-        assert!(config("production").unwrap_err()[0].contains("rollouts.production"));
     }
 
     #[test]
@@ -506,16 +643,65 @@ mod tests {
 
     #[test]
     fn an_external_broker_has_a_url() {
-        let config = Config::parse("[mqtt]\nexternal_url = \"mqtt://cp:p@ss@broker.example:1884\"").unwrap();
-        let (host, password) = ("broker.example".to_owned(), "p@ss".to_owned());
+        let external =
+            |url: &str| Config::parse(&format!("[mqtt]\nexternal_url = \"{url}\"")).map(|config| config.mqtt);
+        let expected = |host: &str, port, access| Mqtt::External {
+            host: host.to_owned(),
+            port,
+            access,
+        };
+        let plain = BrokerAccess::Plain {
+            username: "cp".to_owned(),
+            password: "p@ss".to_owned(),
+        };
+        let tls = BrokerAccess::Tls { ca: None, own: None };
         assert_eq!(
-            config.mqtt,
-            Mqtt::External {
-                host,
-                port: 1884,
-                username: "cp".to_owned(),
-                password
-            }
+            external("mqtt://cp:p@ss@127.0.0.1:1884"),
+            Ok(expected("127.0.0.1", 1884, plain))
         );
+        assert_eq!(
+            external("mqtts://broker.example:8883"),
+            Ok(expected("broker.example", 8883, tls.clone()))
+        );
+        assert_eq!(
+            external("mqtts://[2001:db8::1]:8883"),
+            Ok(expected("2001:db8::1", 8883, tls))
+        );
+        for bad in [
+            "mqtt://cp:pass@broker.example:1883",
+            "mqtts://cp:pass@broker.example:8883",
+            "mqtts://broker.example",
+            "mqtt://127.0.0.1:1883",
+        ] {
+            assert!(external(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_broker_without_tls_stays_on_this_machine() {
+        assert!(Config::parse("[mqtt]\nplain = true").unwrap().mqtt_plain);
+        for more in [
+            "embedded_bind = \"0.0.0.0:1883\"",
+            "external_url = \"mqtts://broker.example:8883\"",
+        ] {
+            let mistakes = Config::parse(&format!("[mqtt]\nplain = true\n{more}")).unwrap_err();
+            assert!(mistakes[0].contains("mqtt.plain"), "{mistakes:?}");
+        }
+    }
+
+    #[test]
+    fn certificates_of_an_external_broker_are_configured_whole() {
+        let config = Config::parse(
+            "[mqtt]\nexternal_url = \"mqtts://broker.example:8883\"\nca = \"ca.pem\"\ncertificate = \"c.pem\"\nkey = \"c.key\"",
+        );
+        let Mqtt::External { access, .. } = config.unwrap().mqtt else {
+            panic!("it is external");
+        };
+        let own = Some(("c.pem".into(), "c.key".into()));
+        let ca = Some("ca.pem".into());
+        assert_eq!(access, BrokerAccess::Tls { ca, own });
+        assert!(Config::parse("[mqtt]\nca = \"ca.pem\"").is_err());
+        let half = "[mqtt]\nexternal_url = \"mqtts://broker.example:8883\"\nkey = \"c.key\"";
+        assert!(Config::parse(half).is_err());
     }
 }

@@ -14,6 +14,7 @@ pub mod signing;
 pub mod audit;
 
 pub mod access;
+pub mod ca;
 
 pub mod devices;
 pub mod registry;
@@ -25,6 +26,8 @@ pub mod rollouts;
 pub mod transfer;
 
 pub mod telemetry;
+
+mod https;
 
 pub mod app;
 

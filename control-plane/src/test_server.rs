@@ -1,6 +1,6 @@
 //! A whole control plane on ports that the system chooses, for tests of its edges.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -8,7 +8,9 @@ use axum::{
     http::{HeaderMap, Request, StatusCode, header, request::Builder},
 };
 use futures_util::{Stream, StreamExt};
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rusqlite::{Connection, params};
+use rustls::{ClientConfig, pki_types::PrivateKeyDer};
 use skerry_shared::digest::Digest;
 use tempfile::TempDir;
 use tower::ServiceExt;
@@ -17,7 +19,8 @@ use crate::{
     access::Role,
     app::{self, Server},
     audit::By,
-    cli::keys,
+    ca::{self, crypto, tls},
+    cli::{client::Client, keys, trust::Trust},
     config::{Config, Mqtt},
     db::DbError,
     devices::{self, Enrolment},
@@ -63,23 +66,19 @@ fn request(token: &str, method: &str, path: &str) -> Builder {
 
 impl TestServer {
     pub(crate) async fn start() -> TestServer {
-        TestServer::start_configured(|_| ()).await
+        let bind = SocketAddr::from(([127, 0, 0, 1], 0));
+        TestServer::start_with(Mqtt::Embedded { bind }).await
     }
 
     pub(crate) async fn start_with(mqtt: Mqtt) -> TestServer {
-        TestServer::start_configured(|config| config.mqtt = mqtt).await
-    }
-
-    pub(crate) async fn start_configured(change: impl FnOnce(&mut Config)) -> TestServer {
         let dir = tempfile::tempdir().unwrap();
         keys::init(&dir.path().join("signing")).unwrap();
         let mut config = Config::new(dir.path());
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
         config.http_bind = any_port;
-        config.mqtt = Mqtt::Embedded { bind: any_port };
+        config.mqtt = mqtt;
         config.signing_dir = dir.path().join("signing/online");
         config.body_limit_bytes = BODY_LIMIT_BYTES;
-        change(&mut config);
         let server = Server::start(config).await.unwrap();
         TestServer {
             router: app::router(server.app()),
@@ -129,21 +128,21 @@ impl TestServer {
         frames.map(|frame| String::from_utf8(frame.unwrap().to_vec()).unwrap())
     }
 
-    /// A user with this role, and a token that acts for it.
-    pub(crate) async fn token_of_user(&self, name: &str, role: Role) -> String {
-        let body = serde_json::json!({"name": name, "role": role, "password": "correct horse battery"});
-        let answer = self.api("POST", "/api/v1/users", body.to_string()).await;
-        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.body);
-        let body = serde_json::json!({"name": "test", "user": name});
-        let answer = self.api("POST", "/api/v1/tokens", body.to_string()).await;
-        answer.json()["secret"].as_str().unwrap().to_owned()
-    }
-
     /// A token that stands alone, of this role.
     pub(crate) async fn token_of(&self, role: Role) -> String {
         let body = serde_json::json!({"name": "test", "role": role, "alone": true});
         let answer = self.api("POST", "/api/v1/tokens", body.to_string()).await;
         answer.json()["secret"].as_str().unwrap().to_owned()
+    }
+
+    /// The API as the command line sees it.
+    pub(crate) fn client(&self) -> Client {
+        let pem = self.server.app().certificates.authority().pem().as_bytes();
+        Client::new(
+            &self.server.url(),
+            Some(self.token.clone()),
+            &Trust::of_pem(pem).unwrap(),
+        )
     }
 
     /// Enrols a device without an agent.
@@ -161,9 +160,42 @@ impl TestServer {
             public_key: String::new(),
             platform: "aarch64-unknown-linux-gnu".parse().unwrap(),
             agent_version: "0.1.0".to_owned(),
-            secret_hash: Digest::of(b"password"),
+            certificate_not_after_ms: now + 60_000,
         };
         devices::enroll(core, enrolment, now).await.unwrap();
+    }
+
+    /// Gives an enrolled device a new key and a certificate, and says how it connects to the broker.
+    pub(crate) async fn device_tls(&self, id: &str) -> Arc<ClientConfig> {
+        let (config, _) = self.device_certificate(id, app::now_ms()).await;
+        Arc::new(config)
+    }
+
+    /// The same, at a time of its own; with the request for a certificate that the key has signed.
+    pub(crate) async fn device_certificate(&self, id: &str, now_ms: u64) -> (ClientConfig, String) {
+        let app = self.server.app();
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let asked = CertificateParams::default().serialize_request(&key).unwrap();
+        let request = ca::Request::parse(asked.der()).unwrap();
+        let (device, public_key) = (id.to_owned(), request.public_key_hex());
+        let change = move |conn: &Connection| -> Result<(), DbError> {
+            conn.execute("UPDATE devices SET public_key = ?2 WHERE id = ?1", [device, public_key])?;
+            Ok(())
+        };
+        app.core.write(change).await.unwrap();
+        let authority = app.certificates.authority();
+        let life = app.config.tls.device_life;
+        let issued = authority
+            .issue_device(&request, &id.parse().unwrap(), life, now_ms)
+            .unwrap();
+        let chain = tls::certificates(issued.chain_pem.as_bytes()).unwrap();
+        let config = ClientConfig::builder_with_provider(crypto())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(tls::roots(authority).unwrap())
+            .with_client_auth_cert(chain, PrivateKeyDer::from(key))
+            .unwrap();
+        (config, asked.pem().unwrap())
     }
 
     /// Makes a model version with a published bundle. No device could fetch it.

@@ -5,10 +5,15 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -139,6 +144,21 @@ impl Device {
         let label = label["data"][0].as_str().context("no label")?.to_owned();
         let version = answer["model_version"].as_str().context("no version")?.parse()?;
         Ok((version, label))
+    }
+
+    /// How this device connects to the broker, by what enrolment has left.
+    pub fn broker_tls(&self) -> Result<Arc<ClientConfig>> {
+        let identity: Value = serde_json::from_slice(&fs::read(self.state_dir.join("identity.json"))?)?;
+        let authority = identity["authority"].as_str().context("no authority")?;
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(authority.as_bytes())?)?;
+        let chain = CertificateDer::pem_file_iter(self.state_dir.join("device.pem"))?;
+        let key = PrivateKeyDer::from_pem_file(self.state_dir.join("device.key"))?;
+        let config = ClientConfig::builder_with_provider(skerry_control_plane::ca::crypto())
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain.collect::<Result<_, _>>()?, key)?;
+        Ok(Arc::new(config))
     }
 
     fn log_path(&self) -> PathBuf {

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use skerry_control_plane::cli::client::Client;
+use skerry_control_plane::cli::{client::Client, trust::Trust};
 
 use crate::{
     device::Device,
@@ -39,6 +39,7 @@ pub struct Fleet {
     http: SocketAddr,
     mqtt: Option<SocketAddr>,
     token: String,
+    trust: Trust,
     server: Option<Process>,
 }
 
@@ -60,6 +61,7 @@ impl Fleet {
             http: any,
             mqtt: None,
             token: String::new(),
+            trust: Trust::default(),
             server: None,
         };
         fleet.start_server()?;
@@ -94,10 +96,11 @@ impl Fleet {
             self.mqtt = Some(server.wait_for_line("where its broker listens", address)?);
         }
         let address = |line: &str| {
-            let (_, rest) = line.split_once("the console and the API are at http://")?;
+            let (_, rest) = line.split_once("the console and the API are at https://")?;
             rest.trim_end_matches('/').parse().ok()
         };
         self.http = server.wait_for_line("that it listens", address)?;
+        self.trust = Trust::of_file(&self.ca_path())?;
         self.server = Some(server);
         Ok(())
     }
@@ -123,12 +126,22 @@ impl Fleet {
 
     /// The API's address.
     pub fn url(&self) -> String {
-        format!("http://{}", self.http)
+        format!("https://{}", self.http)
     }
 
     /// The embedded broker's address.
     pub fn mqtt_address(&self) -> Option<SocketAddr> {
         self.mqtt
+    }
+
+    /// The fleet's authority, for other clients.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// The certificate of the fleet's authority.
+    pub fn ca_path(&self) -> PathBuf {
+        self.path("data/tls/ca.pem")
     }
 
     /// The API token.
@@ -138,7 +151,7 @@ impl Fleet {
 
     /// The API, with the first token.
     pub fn client(&self) -> Client {
-        Client::new(&self.url(), Some(self.token.clone()))
+        Client::new(&self.url(), Some(self.token.clone()), &self.trust)
     }
 
     /// The program under test.
@@ -152,6 +165,7 @@ impl Fleet {
         command.args(arguments).current_dir(self.folder.path());
         command
             .env("SKERRY_SERVER", self.url())
+            .env("SKERRY_CA", self.ca_path())
             .env("SKERRY_TOKEN", &self.token);
         command.output().context("cannot run the program")
     }

@@ -1,20 +1,22 @@
 //! The accept loop: takes sockets, serves each in its own task, and ends them all at shutdown.
 //!
 //! Ours rather than the wrapped broker's, because it binds port 0, bounds sockets before CONNECT, and lets each
-//! connection carry what its transport proved (TLS, later).
+//! connection carry what its transport has proved.
 
 use crate::{Hooks, Limits, auth::ConnectionAuth, connections::Connections};
 use mqtt5::broker::{
     BrokerConfig as MqttConfig, DynamicStorage, ResourceMonitor, client_handler::ClientHandler, router::MessageRouter,
-    sys_topics::BrokerStats, transport::BrokerTransport,
+    sys_topics::BrokerStats, tls_acceptor::TlsStreamWrapper, transport::BrokerTransport,
 };
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use rustls::pki_types::CertificateDer;
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, oneshot},
     task::{JoinError, JoinSet},
     time::{sleep, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 use tracing::{debug, error, warn};
 
 /// Out of file descriptors, `accept` fails at once and for ever; the pause keeps the loop from eating a core.
@@ -24,6 +26,7 @@ const PAUSE_AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(100);
 pub(crate) struct Core {
     pub(crate) hooks: Arc<dyn Hooks>,
     pub(crate) limits: Limits,
+    pub(crate) tls: Option<TlsAcceptor>,
     pub(crate) config: Arc<MqttConfig>,
     pub(crate) router: Arc<MessageRouter>,
     pub(crate) storage: Arc<DynamicStorage>,
@@ -33,14 +36,25 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// Prepares the service of one transport; the connection is in the table from now until the future is dropped.
-    fn serve(&self, transport: BrokerTransport, peer: SocketAddr) -> impl Future<Output = ()> + Send + 'static {
+    /// Serves one socket to its end; the connection is in the table from the first poll until the future is dropped.
+    async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         let open = self.connections.open();
+        let mut stopped = open.connection.stopped();
+        let secured = tokio::select! {
+            secured = timeout(self.limits.handshake_timeout, self.secure(stream)) => secured,
+            _ = stopped.recv() => return,
+        };
+        let (transport, certificate) = match secured {
+            Ok(Ok(secured)) => secured,
+            // Not a warning: every port scanner would fill the log.
+            Ok(Err(error)) => return debug!(%peer, %error, "MQTT connection broke while it was accepted"),
+            Err(_) => return debug!(%peer, "the TLS handshake of an MQTT connection took too long"),
+        };
         let auth = ConnectionAuth {
             hooks: Arc::clone(&self.hooks),
             connection: Arc::clone(&open.connection),
+            certificate,
         };
-        let mut stopped = open.connection.stopped();
         let handler = ClientHandler::new(
             transport,
             peer,
@@ -52,26 +66,39 @@ impl Core {
             Arc::clone(&self.monitor),
             open.connection.stopped(),
         );
-        async move {
-            // The handler looks at its stop signal only once the client is identified, and then it has a session
-            // to close. Before that it has nothing, and is dropped.
-            let stopped_early = async {
-                let _ = stopped.recv().await;
-                if open.connection.identity().is_some() {
-                    std::future::pending::<()>().await;
-                }
-            };
-            tokio::select! {
-                outcome = handler.run() => if let Err(error) = outcome {
-                    debug!(%peer, %error, "MQTT connection ended");
-                },
-                () = stopped_early => debug!(%peer, "MQTT connection ended before it was identified"),
+        // The handler looks at its stop signal only once the client is identified, and then it has a session to close.
+        // Before that it has nothing, and is dropped.
+        let stopped_early = async {
+            let _ = stopped.recv().await;
+            if open.connection.identity().is_some() {
+                std::future::pending::<()>().await;
             }
+        };
+        tokio::select! {
+            outcome = handler.run() => if let Err(error) = outcome {
+                debug!(%peer, %error, "MQTT connection ended");
+            },
+            () = stopped_early => debug!(%peer, "MQTT connection ended before it was identified"),
         }
+    }
+
+    /// Does the TLS handshake, if there is to be one, and gives the certificate that it has verified.
+    async fn secure(&self, stream: TcpStream) -> io::Result<(BrokerTransport, Option<CertificateDer<'static>>)> {
+        stream.set_nodelay(true)?;
+        let Some(tls) = &self.tls else {
+            return Ok((BrokerTransport::tcp(stream), None));
+        };
+        let stream = tls.accept(stream).await?;
+        let chain = stream.get_ref().1.peer_certificates();
+        let certificate = chain
+            .and_then(|chain| chain.first())
+            .map(|first| first.clone().into_owned());
+        let certificate = certificate.ok_or_else(|| io::Error::other("the client has shown no certificate"))?;
+        Ok((BrokerTransport::tls(TlsStreamWrapper::new(stream)), Some(certificate)))
     }
 }
 
-/// Accepts plain TCP until `stop` fires or its sender is dropped, then closes what is open.
+/// Accepts sockets until `stop` fires or its sender is dropped, then closes what is open.
 pub(crate) async fn run(listener: TcpListener, core: Arc<Core>, mut stop: oneshot::Receiver<()>) {
     let places = Arc::new(Semaphore::new(core.limits.max_clients.min(Semaphore::MAX_PERMITS)));
     let mut tasks = JoinSet::new();
@@ -81,16 +108,13 @@ pub(crate) async fn run(listener: TcpListener, core: Arc<Core>, mut stop: onesho
             Some(ended) = tasks.join_next() => log_panic(ended),
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => match Arc::clone(&places).try_acquire_owned() {
-                    Ok(place) => match transport(stream) {
-                        Ok(transport) => {
-                            let served = core.serve(transport, peer);
-                            tasks.spawn(async move {
-                                served.await;
-                                drop(place);
-                            });
-                        }
-                        Err(error) => debug!(%peer, %error, "MQTT connection broke while it was accepted"),
-                    },
+                    Ok(place) => {
+                        let served = Arc::clone(&core).serve(stream, peer);
+                        tasks.spawn(async move {
+                            served.await;
+                            drop(place);
+                        });
+                    }
                     Err(_) => warn!(%peer, "MQTT connection refused: max_clients connections are open"),
                 },
                 Err(error) => {
@@ -102,11 +126,6 @@ pub(crate) async fn run(listener: TcpListener, core: Arc<Core>, mut stop: onesho
     }
     drop(listener);
     drain(tasks, &core).await;
-}
-
-fn transport(stream: TcpStream) -> io::Result<BrokerTransport> {
-    stream.set_nodelay(true)?;
-    Ok(BrokerTransport::tcp(stream))
 }
 
 /// Ends all connections: kindly, then, for clients that do not read, by force.

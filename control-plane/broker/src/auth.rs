@@ -1,7 +1,7 @@
 //! Puts the questions of the wrapped broker to our [`Hooks`], one adapter per connection.
 //!
 //! A connection's identity is what `authenticate` returned for it, kept here; what the wrapped broker passes back as
-//! a user id is not read. A later TLS accept loop adds the verified certificate to this adapter.
+//! a user id is not read.
 
 use crate::{Access, Connect, Hooks, Refusal, connections::Connection};
 use mqtt5::{
@@ -9,12 +9,15 @@ use mqtt5::{
     packet::connect::ConnectPacket,
     protocol::v5::reason_codes::ReasonCode,
 };
+use rustls::pki_types::CertificateDer;
 use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc};
 
 /// The hooks, for one connection.
 pub(crate) struct ConnectionAuth {
     pub(crate) hooks: Arc<dyn Hooks>,
     pub(crate) connection: Arc<Connection>,
+    /// What TLS has verified.
+    pub(crate) certificate: Option<CertificateDer<'static>>,
 }
 
 type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -26,6 +29,7 @@ impl ConnectionAuth {
             client_id: &connect.client_id,
             user_name: connect.username.as_deref(),
             password: connect.password.as_deref(),
+            certificate: self.certificate.as_deref(),
             peer,
         };
         let identity = match self.hooks.authenticate(asked).await {

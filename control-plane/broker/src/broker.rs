@@ -12,6 +12,7 @@ use mqtt5::broker::{
     BrokerConfig as MqttConfig, DynamicStorage, FileBackend, MemoryBackend, ResourceLimits, ResourceMonitor,
     StorageBackend, router::MessageRouter, storage::QueueLimits, sys_topics::BrokerStats,
 };
+use rustls::ServerConfig;
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -19,6 +20,7 @@ use std::{
     time::Duration,
 };
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio_rustls::TlsAcceptor;
 
 /// Topic aliases that an MQTT 5 client may define. Each costs up to 64 KiB per connection; ours use none.
 const TOPIC_ALIAS_MAXIMUM: u16 = 16;
@@ -33,6 +35,10 @@ pub struct BrokerConfig {
     /// Writes lag the acknowledgement by moments: what must survive a power cut needs another home. One broker per
     /// folder.
     pub storage: Option<PathBuf>,
+    /// TLS, which must ask every client for a certificate; `None` is for this machine's own clients and for tests.
+    ///
+    /// It must not resume sessions: the certificate of a resumed one is not verified again.
+    pub tls: Option<Arc<ServerConfig>>,
     /// What clients may use.
     pub limits: Limits,
 }
@@ -52,7 +58,12 @@ impl Broker {
     /// # Errors
     /// A bad limit, a taken port or an unusable storage folder, each by name. Nothing is left running.
     pub async fn start(config: BrokerConfig, hooks: Arc<dyn Hooks>) -> Result<Self, BrokerError> {
-        let BrokerConfig { bind, storage, limits } = config;
+        let BrokerConfig {
+            bind,
+            storage,
+            tls,
+            limits,
+        } = config;
         limits.validate()?;
         let bind_error = |source| BrokerError::Bind { address: bind, source };
         let listener = TcpListener::bind(bind).await.map_err(bind_error)?;
@@ -68,6 +79,7 @@ impl Broker {
         let connections = Arc::new(Connections::default());
         let core = Arc::new(Core {
             hooks,
+            tls: tls.map(TlsAcceptor::from),
             config: Arc::new(mqtt_config(&limits)),
             router: Arc::clone(&router),
             storage: Arc::clone(&storage),
@@ -100,12 +112,9 @@ impl Broker {
         self.local_addr
     }
 
-    /// Closes the connection of a client, if it has one; its session and last will go as in a lost connection.
-    ///
-    /// It may come back at once: have [`Hooks::authenticate`] refuse it first. An MQTT 5 client is told "server
-    /// shutting down". Returns without waiting for the connection to end.
-    pub async fn disconnect_client(&self, client_id: &str) {
-        self.connections.stop_client(client_id);
+    /// Returns what ends the connections of single clients, for whoever does not own the broker.
+    pub fn disconnect(&self) -> Disconnect {
+        Disconnect(Arc::clone(&self.connections))
     }
 
     /// Stops listening, ends all connections within [`Limits::shutdown_deadline`] and writes the stored state out.
@@ -121,6 +130,20 @@ impl Broker {
         if let Err(error) = self.storage.shutdown().await {
             tracing::error!(%error, "cannot write the broker's stored state out");
         }
+    }
+}
+
+/// Ends the connections of single clients.
+#[derive(Clone)]
+pub struct Disconnect(Arc<Connections>);
+
+impl Disconnect {
+    /// Closes the connection of a client, if it has one; its session and last will go as in a lost connection.
+    ///
+    /// It may come back at once: have [`Hooks::authenticate`] refuse it first. An MQTT 5 client is told "server
+    /// shutting down". Returns without waiting for the connection to end.
+    pub fn client(&self, client_id: &str) {
+        self.0.stop_client(client_id);
     }
 }
 

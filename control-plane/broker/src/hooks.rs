@@ -26,7 +26,7 @@ pub trait Hooks: Send + Sync + 'static {
 /// The answer of [`Hooks::authenticate`], perhaps later.
 pub type Authentication<'a> = Pin<Box<dyn Future<Output = Result<Identity, Refusal>> + Send + 'a>>;
 
-/// What a client says about itself in CONNECT. Nothing of it is verified.
+/// What a client says about itself in CONNECT. Nothing of it is verified but the certificate.
 #[derive(Clone, Copy)]
 pub struct Connect<'a> {
     /// The client id; never empty (the broker assigns one) and never with `/` or `\`.
@@ -35,6 +35,8 @@ pub struct Connect<'a> {
     pub user_name: Option<&'a str>,
     /// The password, if one was sent. MQTT allows any bytes.
     pub password: Option<&'a [u8]>,
+    /// The client's certificate (X.509, DER), which TLS has verified; always there with TLS, never without.
+    pub certificate: Option<&'a [u8]>,
     /// Where the connection comes from.
     pub peer: SocketAddr,
 }

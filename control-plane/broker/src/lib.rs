@@ -2,7 +2,7 @@
 //!
 //! It wraps the `mqtt5` crate, whose types appear nowhere in the public API, and sets every default of it that an
 //! open network turns against us. It knows nothing of devices, models or topic layouts: the owner of the [`Hooks`]
-//! does. TLS is not here yet; it will be one more accept loop that fills [`Connect`] with a verified identity.
+//! does. With TLS every client shows a certificate, which the owner's configuration verifies and its hooks read.
 //!
 //! Invariant: nothing is delivered to or taken from a connection before [`Hooks::authenticate`] named its identity,
 //! and memory per connection, per session and in total is bounded by [`Limits`].
@@ -15,7 +15,7 @@ mod error;
 mod hooks;
 mod limits;
 
-pub use broker::{Broker, BrokerConfig};
+pub use broker::{Broker, BrokerConfig, Disconnect};
 pub use error::BrokerError;
 pub use hooks::{Access, Authentication, Connect, Hooks, Identity, Refusal};
 pub use limits::Limits;

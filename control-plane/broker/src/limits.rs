@@ -18,6 +18,10 @@ pub struct Limits {
     ///
     /// Stops a flood of connections from using up memory and file descriptors: the next one is closed at once.
     pub max_clients: usize,
+    /// How long a TLS handshake may take. Default 10 s.
+    ///
+    /// Stops sockets that say nothing from holding places.
+    pub handshake_timeout: Duration,
     /// Messages waiting in memory for one connected subscriber, for QoS 0 and for QoS 1–2 each. Default 64.
     ///
     /// When full, a QoS 0 message is dropped and a QoS 1–2 message waits at most 2 s, then goes to the session's
@@ -54,6 +58,7 @@ impl Default for Limits {
         Self {
             max_packet_bytes: 256 * 1024,
             max_clients: 10_000,
+            handshake_timeout: Duration::from_secs(10),
             client_channel_capacity: 64,
             server_receive_maximum: 64,
             max_outbound_inflight: 64,

@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{Extension, Json, extract::State, http::StatusCode};
 use base64::{
     Engine,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
+use rustls::pki_types::{CertificateSigningRequestDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
 use skerry_shared::{
     desired::{BundleAssignment, InstalledBundle, Outcome, UpdateStatus},
@@ -18,13 +19,17 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Problem,
-    extract::{CalledBy, Caller, JsonBody, UrlPath, UrlQuery},
+    extract::{CalledBy, JsonBody, UrlPath, UrlQuery},
 };
 use crate::{
-    access::Role,
     app::{App, Change, now_ms, random_hex},
+    ca::{
+        CONTROL_PLANE, Request,
+        certificate::{ClientCertificate, ClientIdentity},
+    },
+    config::{BrokerAccess, Mqtt},
     devices::{self, Device, Enrolment, Selector},
-    mqtt::CONTROL_PLANE,
+    https::PeerCertificate,
     openapi,
 };
 
@@ -35,12 +40,13 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::default()
         .routes(routes!(list))
         .routes(routes!(show, change))
+        .routes(routes!(revoke))
         .routes(routes!(create_token))
 }
 
-/// Enrolment has no bearer token: the one-time token is in the body.
+/// No bearer token: the one-time token is in the body, or the certificate in the handshake.
 pub(super) fn open_routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::default().routes(routes!(enroll))
+    OpenApiRouter::default().routes(routes!(enroll)).routes(routes!(renew))
 }
 
 #[derive(Deserialize)]
@@ -97,20 +103,17 @@ struct ChangeBody {
     request_body = ChangeBody,
     responses(
         (status = 200, description = "The device after the change", body = DeviceView),
-        (status = 403, description = "The role is too small, or the device would leave production, which takes an admin"),
         (status = 404, description = "There is no such device"),
         (status = 422, description = "A label is malformed"),
     ))]
 async fn change(
     State(app): State<Arc<App>>,
-    Caller(actor): Caller,
+    CalledBy(by): CalledBy,
     UrlPath(id): UrlPath<String>,
     JsonBody(body): JsonBody<ChangeBody>,
 ) -> Result<Json<DeviceView>, Problem> {
     let id = parse_id(&id)?;
-    let production = app.config.rollouts.production.clone();
-    let kept = production.filter(|_| actor.role < Role::Admin);
-    devices::set_labels(&app.core, &id, body.labels, kept, actor.by(now_ms())).await?;
+    devices::set_labels(&app.core, &id, body.labels, by).await?;
     app.changes.send(Change::Device(id.clone()));
     Ok(Json(devices::get(&app.core, &id).await?.into()))
 }
@@ -177,11 +180,12 @@ async fn create_token(
     let expires_at_ms = by.at_ms + body.ttl_seconds * 1000;
     let uses = body.uses;
     devices::create_token(&app.core, Digest::of(&secret), body.labels, uses, expires_at_ms, by).await?;
-    // The root's digest travels with the token, on the way that the operator trusts.
+    // The digests of what a device trusts travel with the token, on the way that the operator trusts.
     let token = format!(
-        "skt_{}.{}",
+        "skt_{}.{}.{}",
         URL_SAFE_NO_PAD.encode(secret),
-        app.keys.root_digest().to_hex()
+        app.keys.root_digest().to_hex(),
+        app.certificates.authority().digest().to_hex()
     );
     let answer = DeviceToken {
         token,
@@ -200,8 +204,9 @@ struct EnrollBody {
     /// The id it asks for; without one it is given one.
     #[schema(value_type = Option<String>)]
     device_id: Option<DeviceId>,
-    /// Its ed25519 key, in hex.
-    public_key: String,
+    /// Its request for a certificate (PKCS #10, PEM), signed by its key on the curve P-256. Names in it are not read.
+    #[schema(max_length = 8192)]
+    request: String,
     /// Its platform, for example `aarch64-unknown-linux-gnu`.
     #[schema(value_type = String)]
     platform: Platform,
@@ -216,12 +221,25 @@ struct Enrolled {
     /// Its id from now on.
     #[schema(value_type = String)]
     device_id: DeviceId,
+    certificate: Certificate,
     mqtt: MqttAccess,
     /// The TUF root metadata in base64. A device compares its digest with the one in its token.
     root: String,
 }
 
-/// A device's access to the MQTT broker.
+/// A device's certificate.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DeviceCertificate)]
+struct Certificate {
+    /// The device's certificate, then the authority's, in PEM.
+    chain: String,
+    /// The server's time.
+    issued_at_ms: u64,
+    /// When it ends. A device renews it at two thirds of its life; up to 90 days after its end it may still do so.
+    not_after_ms: u64,
+}
+
+/// Where a device finds the MQTT broker. It shows its certificate there; its id is its client id.
 #[derive(Serialize, ToSchema)]
 struct MqttAccess {
     /// Absent: the host at which the device has found this API.
@@ -229,10 +247,51 @@ struct MqttAccess {
     #[schema(nullable = false)]
     host: Option<String>,
     port: u16,
-    #[schema(value_type = String)]
-    username: DeviceId,
-    /// It is not shown again.
-    password: String,
+    /// Who has signed the broker's certificate, in PEM; absent: the fleet's own authority.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    authority: Option<String>,
+    /// True for a broker on this machine that does not speak TLS.
+    plain: bool,
+}
+
+impl MqttAccess {
+    fn of(app: &App) -> Result<MqttAccess, Problem> {
+        let (host, port) = app.mqtt_address.clone();
+        let (plain, ca) = match &app.config.mqtt {
+            Mqtt::Embedded { .. } => (app.config.mqtt_plain, None),
+            Mqtt::External { access, .. } => match access {
+                BrokerAccess::Tls { ca, .. } => (false, ca.as_ref()),
+                BrokerAccess::Plain { .. } => (true, None),
+            },
+        };
+        let authority = ca.map(std::fs::read_to_string).transpose().map_err(Problem::internal)?;
+        Ok(MqttAccess {
+            host,
+            port,
+            authority,
+            plain,
+        })
+    }
+}
+
+/// Reads a request for a certificate.
+fn parse_request(pem: &str) -> Result<Request, Problem> {
+    let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes());
+    let der = der.map_err(|_| Problem::refused("request must be a certificate request (PKCS #10) in PEM"))?;
+    Request::parse(&der).map_err(|error| Problem::refused(error.to_string()))
+}
+
+/// Issues a certificate, and says until when it counts.
+fn issue(app: &App, request: &Request, device: &DeviceId, now_ms: u64) -> Result<Certificate, Problem> {
+    let life = app.config.tls.device_life;
+    let issued = app.certificates.authority().issue_device(request, device, life, now_ms);
+    let issued = issued.map_err(Problem::internal)?;
+    Ok(Certificate {
+        chain: issued.chain_pem,
+        issued_at_ms: now_ms,
+        not_after_ms: issued.not_after_ms,
+    })
 }
 
 /// Enrols a device with a one-time token
@@ -242,7 +301,7 @@ struct MqttAccess {
         (status = 201, description = "Enrolled", body = Enrolled),
         (status = 403, description = "The token is not known, used or expired"),
         (status = 409, description = "Another device has this id"),
-        (status = 422, description = "The key, the id or the version is refused"),
+        (status = 422, description = "The request, the id or the version is refused"),
     ))]
 async fn enroll(
     State(app): State<Arc<App>>,
@@ -251,18 +310,15 @@ async fn enroll(
     let secret = body.token.strip_prefix("skt_").and_then(|token| token.split_once('.'));
     let secret = secret.and_then(|(secret, _)| URL_SAFE_NO_PAD.decode(secret).ok());
     let secret = secret.ok_or_else(|| Problem::bad_request("the enrolment token is malformed"))?;
-    let mut key = [0; 32];
-    let key_is_valid = hex::decode_to_slice(&body.public_key, &mut key).is_ok()
-        && ed25519_dalek::VerifyingKey::from_bytes(&key).is_ok_and(|key| !key.is_weak());
-    if !key_is_valid || body.agent_version.len() > 64 {
-        return Err(Problem::refused(
-            "public_key must be an ed25519 key in hex, agent_version at most 64 bytes",
-        ));
+    if body.agent_version.len() > 64 {
+        return Err(Problem::refused("agent_version must have at most 64 bytes"));
     }
+    let request = parse_request(&body.request)?;
+    let public_key = request.public_key_hex();
     let random = |error: anyhow::Error| Problem::internal(std::io::Error::other(error.to_string()));
     let device = match body.device_id {
         Some(device) => device,
-        None => match devices::enrolled_with(&app.core, &secret, &body.public_key).await? {
+        None => match devices::enrolled_with(&app.core, &secret, &public_key).await? {
             Some(device) => device,
             None => format!("dev-{}", random_hex::<4>().map_err(random)?)
                 .parse()
@@ -272,31 +328,113 @@ async fn enroll(
     if device.as_str() == CONTROL_PLANE {
         return Err(Problem::refused("this device id is the control plane's own"));
     }
-    let password = random_hex::<32>().map_err(random)?;
+    let now_ms = now_ms();
+    let certificate = issue(&app, &request, &device, now_ms)?;
     let enrolment = Enrolment {
         secret,
         device,
-        public_key: body.public_key,
+        public_key,
         platform: body.platform,
         agent_version: body.agent_version,
-        secret_hash: Digest::of(password.as_bytes()),
+        certificate_not_after_ms: certificate.not_after_ms,
     };
-    let device = devices::enroll(&app.core, enrolment, now_ms()).await?;
+    let device = devices::enroll(&app.core, enrolment, now_ms).await?;
     tracing::info!(device.id = %device, "a device enrolled");
     app.changes.send(Change::Device(device.clone()));
-    let (host, port) = app.mqtt_address.clone();
-    let mqtt = MqttAccess {
-        host,
-        port,
-        username: device.clone(),
-        password,
-    };
     let answer = Enrolled {
         device_id: device,
-        mqtt,
+        certificate,
+        mqtt: MqttAccess::of(&app)?,
         root: STANDARD.encode(app.keys.current().root_bytes()),
     };
     Ok((StatusCode::CREATED, Json(answer)))
+}
+
+/// A device that renews its certificate.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = Renewal)]
+struct RenewBody {
+    /// Its request for a certificate (PKCS #10, PEM), signed by the key that it has enrolled with.
+    #[schema(max_length = 8192)]
+    request: String,
+}
+
+/// A new certificate, and where the broker is by now.
+#[derive(Serialize, ToSchema)]
+struct Renewed {
+    certificate: Certificate,
+    mqtt: MqttAccess,
+}
+
+/// Renews a device's certificate
+///
+/// The device shows its present one in the TLS handshake, which must offer the protocol `skerry-device/1` (ALPN). It may have
+/// expired up to 90 days ago: then this call is all that it is good for.
+#[utoipa::path(post, path = "/renew", operation_id = "renew_certificate", tag = "devices",
+    request_body = RenewBody,
+    responses(
+        (status = 200, description = "The new certificate", body = Renewed),
+        (status = 401, description = "No certificate of a device was shown"),
+        (status = 403, description = "The device has been revoked, or the key is not its own"),
+        (status = 404, description = "There is no such device"),
+        (status = 422, description = "The request is refused"),
+    ))]
+async fn renew(
+    State(app): State<Arc<App>>,
+    certificate: Option<Extension<PeerCertificate>>,
+    JsonBody(body): JsonBody<RenewBody>,
+) -> Result<Json<Renewed>, Problem> {
+    let shown = certificate.map(|Extension(PeerCertificate(shown))| shown);
+    let device = match shown.as_deref() {
+        Some(ClientCertificate {
+            identity: ClientIdentity::Device(device),
+            ..
+        }) => device.clone(),
+        _ => {
+            let detail =
+                "this call needs a device's certificate in the TLS handshake, with the protocol skerry-device/1";
+            return Err(Problem::new(
+                StatusCode::UNAUTHORIZED,
+                "unauthorized",
+                "not authorized",
+                detail,
+            ));
+        }
+    };
+    let request = parse_request(&body.request)?;
+    let public_key = request.public_key_hex();
+    if shown.is_some_and(|shown| shown.public_key != public_key) {
+        return Err(devices::DeviceError::OtherKey(device).into());
+    }
+    let now_ms = now_ms();
+    let certificate = issue(&app, &request, &device, now_ms)?;
+    devices::renew(&app.core, &device, public_key, certificate.not_after_ms, now_ms).await?;
+    tracing::info!(device.id = %device, "a device has renewed its certificate");
+    app.changes.send(Change::Device(device));
+    Ok(Json(Renewed {
+        certificate,
+        mqtt: MqttAccess::of(&app)?,
+    }))
+}
+
+/// Revokes a device
+///
+/// Its connection ends at once, it cannot connect or renew its certificate again, and its id stays taken.
+#[utoipa::path(post, path = "/devices/{id}/revoke", operation_id = "revoke_device", tag = "devices",
+    params(("id" = String, Path, description = "The device")),
+    responses(
+        (status = 200, description = "The device after the change", body = DeviceView),
+        (status = 404, description = "There is no such device"),
+    ))]
+async fn revoke(
+    State(app): State<Arc<App>>,
+    CalledBy(by): CalledBy,
+    UrlPath(id): UrlPath<String>,
+) -> Result<Json<DeviceView>, Problem> {
+    let id = parse_id(&id)?;
+    app.revoke_device(&id, by).await?;
+    tracing::info!(device.id = %id, "a device has been revoked");
+    Ok(Json(devices::get(&app.core, &id).await?.into()))
 }
 
 /// A device as the API shows it.
@@ -313,6 +451,10 @@ pub(super) struct DeviceView {
     /// True while its connection lives.
     connected: bool,
     enrolled_at_ms: u64,
+    /// When its certificate ends; `null` for one that has none and must enrol again.
+    certificate_not_after_ms: Option<u64>,
+    /// When it was revoked; `null` while it has access.
+    revoked_at_ms: Option<u64>,
     /// The server's time of its last message.
     last_seen_at_ms: Option<u64>,
     /// The generation of its desired state.
@@ -371,6 +513,8 @@ impl From<Device> for DeviceView {
             agent_version: device.agent_version,
             connected: device.connected,
             enrolled_at_ms: device.enrolled_at_ms,
+            certificate_not_after_ms: device.certificate_not_after_ms,
+            revoked_at_ms: device.revoked_at_ms,
             last_seen_at_ms: device.last_seen_at_ms,
             generation: device.generation,
             desired: device.desired.into_iter().map(AssignmentView::from).collect(),

@@ -239,7 +239,7 @@ mod tests {
     /// Calls a control plane as the command line does, from a thread of its own.
     async fn with_server(calls: impl FnOnce(Client) + Send + 'static) {
         let test = TestServer::start().await;
-        let client = Client::new(&format!("http://{}", test.server.http_address()), Some(test.token));
+        let client = test.client();
         let called = tokio::task::spawn_blocking(move || calls(client)).await;
         test.server.shutdown().await;
         called.unwrap();

@@ -15,6 +15,8 @@ use skerry_shared::{
 };
 use ureq::{Agent, Body, http::Response};
 
+use super::trust::Trust;
+
 /// Long enough for a bundle's registration on a slow board, short enough to notice a dead server.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest answer that is read into memory: lists of a large fleet.
@@ -32,6 +34,17 @@ pub enum ClientError {
         server: String,
         /// Why.
         source: Box<ureq::Error>,
+    },
+    /// Whoever answers has no certificate that is trusted.
+    #[error(
+        "the certificate of {server} is not trusted: name the authority's own by --ca FILE or SKERRY_CA (on the control \
+         plane's machine it is DATA-DIR/tls/ca.pem), or its digest by SKERRY_CA_SHA256, as `skerry serve` prints it"
+    )]
+    Certificate {
+        /// Its address.
+        server: String,
+        /// Why.
+        source: rustls::Error,
     },
     /// The answer broke off.
     #[error("the answer of {server} broke off")]
@@ -75,7 +88,7 @@ impl ClientError {
             ClientError::Connection { .. } | ClientError::Read { .. } => true,
             // 502 to 504: a proxy that cannot reach it.
             ClientError::Refused { status, .. } => (502..=504).contains(status),
-            ClientError::Answer { .. } => false,
+            ClientError::Certificate { .. } | ClientError::Answer { .. } => false,
         }
     }
 }
@@ -90,10 +103,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// Makes a client of the control plane at `server`, for example `http://127.0.0.1:8080`.
-    pub fn new(server: &str, token: Option<String>) -> Client {
+    /// Makes a client of the control plane at `server`, for example `https://127.0.0.1:8080`, with a certificate that
+    /// `trust` knows.
+    pub fn new(server: &str, token: Option<String>, trust: &Trust) -> Client {
         let config = || {
             Agent::config_builder()
+                .tls_config(trust.tls())
                 .http_status_as_error(false)
                 .timeout_connect(Some(Duration::from_secs(10)))
         };
@@ -291,9 +306,13 @@ impl Client {
     }
 
     fn connection(&self, source: ureq::Error) -> ClientError {
-        ClientError::Connection {
-            server: self.server.clone(),
-            source: Box::new(source),
+        let server = self.server.clone();
+        match certificate_error(&source) {
+            Some(source) => ClientError::Certificate { server, source },
+            None => ClientError::Connection {
+                server,
+                source: Box::new(source),
+            },
         }
     }
 
@@ -312,6 +331,19 @@ impl Client {
             Err(refused(status.as_u16(), &bytes))
         }
     }
+}
+
+/// What is wrong with the server's certificate, if that is what was wrong.
+fn certificate_error(error: &ureq::Error) -> Option<rustls::Error> {
+    let found = match error {
+        ureq::Error::Rustls(error) => Some(error),
+        // From inside a handshake it comes as an I/O error.
+        ureq::Error::Io(error) => error.get_ref().and_then(|inner| inner.downcast_ref()),
+        _ => None,
+    };
+    found
+        .filter(|error| matches!(error, rustls::Error::InvalidCertificate(_)))
+        .cloned()
 }
 
 /// The items of a list answer.

@@ -50,6 +50,15 @@ pub(super) enum Command {
         #[arg(required = true)]
         changes: Vec<String>,
     },
+    /// Takes a device's access away, for good: its connection ends at once.
+    #[command(
+        after_help = "Its certificate is refused from now on, and not renewed; its id stays taken. A foreign broker knows nothing of \
+                      it: remove the device there as well."
+    )]
+    Revoke {
+        /// The device.
+        device: DeviceId,
+    },
 }
 
 pub(super) fn run(command: Command, global: &Global) -> Done {
@@ -107,15 +116,22 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
                 Output::Table => output::line(&format!("{}: {}", text(&device, "id"), pairs(&device["labels"]))),
             }
         }
+        Command::Revoke { device } => {
+            let device = client.post(&format!("/api/v1/devices/{device}/revoke"), &json!({}))?;
+            match global.output {
+                Output::Json => output::json(&device),
+                Output::Table => output::line(&format!("{} has no access any more", text(&device, "id"))),
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn row(device: &Value) -> [String; 6] {
-    let link = if device["connected"] == json!(true) {
-        "connected"
-    } else {
-        "offline"
+    let link = match (&device["revoked_at_ms"], &device["connected"]) {
+        (Value::Number(_), _) => "revoked",
+        (_, Value::Bool(true)) => "connected",
+        _ => "offline",
     };
     [
         text(device, "id"),
@@ -147,6 +163,13 @@ fn show(device: &Value) {
         ["connected".to_owned(), text(device, "connected")],
         ["last seen".to_owned(), ago(device["last_seen_at_ms"].as_u64())],
         ["labels".to_owned(), pairs(&device["labels"])],
+        [
+            "certificate ends".to_owned(),
+            match device["certificate_not_after_ms"].as_u64() {
+                Some(at_ms) => skerry_tuf::UnixTime::from_millis(at_ms as i64).to_string(),
+                None => "it has none: enrol it again".to_owned(),
+            },
+        ],
         [
             "generation".to_owned(),
             format!("{} (reported {})", device["generation"], device["reported_generation"]),

@@ -5,6 +5,7 @@
 
 mod audit;
 pub mod bundle;
+mod ca;
 pub mod client;
 #[cfg(feature = "demo")]
 mod demo;
@@ -17,8 +18,8 @@ mod rollout;
 mod run;
 mod serve;
 mod telemetry;
-mod terminal;
 mod token;
+pub mod trust;
 mod user;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
@@ -27,6 +28,7 @@ use clap::{Args, Parser, Subcommand};
 
 use client::{Client, ClientError};
 use output::Output;
+use trust::Trust;
 
 /// Runs machine-learning models on fleets of small devices, and keeps the fleet in hand.
 #[derive(Parser, Debug)]
@@ -51,7 +53,7 @@ pub struct Global {
         long,
         global = true,
         env = "SKERRY_SERVER",
-        default_value = "http://127.0.0.1:8080",
+        default_value = "https://127.0.0.1:8080",
         value_name = "URL"
     )]
     pub server: String,
@@ -64,6 +66,22 @@ pub struct Global {
         value_name = "TOKEN"
     )]
     pub token: Option<String>,
+    /// The certificate of the control plane's authority, in PEM; without it `skerry-data/tls/ca.pem`,
+    /// `~/.config/skerry/ca.pem`, then the system's are looked for.
+    #[arg(long, global = true, env = "SKERRY_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// The SHA-256 of that certificate, as `skerry serve` prints it: enough when the file is not at hand.
+    #[arg(
+        long,
+        global = true,
+        env = "SKERRY_CA_SHA256",
+        value_name = "HEX",
+        conflicts_with = "ca"
+    )]
+    pub ca_sha256: Option<String>,
+    /// Found once, for all calls.
+    #[arg(skip)]
+    trust: Trust,
     /// How to print results.
     #[arg(short, long, global = true, value_enum, default_value = "table")]
     pub output: Output,
@@ -71,7 +89,7 @@ pub struct Global {
 
 impl Global {
     fn client(&self) -> Client {
-        Client::new(&self.server, self.token.clone().or_else(token_from_file))
+        Client::new(&self.server, self.token.clone().or_else(token_from_file), &self.trust)
     }
 }
 
@@ -100,6 +118,9 @@ enum Command {
     /// Signing keys: make, rotate and share them, sign with them.
     #[command(subcommand)]
     Keys(keys::Command),
+    /// The fleet's certificate authority: certificates for brokers that run elsewhere.
+    #[command(subcommand)]
+    Ca(ca::Command),
     /// Devices: enrolment tokens, state, labels.
     #[command(subcommand)]
     Device(device::Command),
@@ -112,7 +133,7 @@ enum Command {
     /// Bundles: build, sign, publish, inspect.
     #[command(subcommand)]
     Bundle(bundle::Command),
-    /// Rollouts: create, approve, watch, pause, resume, abort.
+    /// Rollouts: create, watch, pause, resume, abort.
     #[command(subcommand)]
     Rollout(rollout::Command),
     /// What devices have measured.
@@ -127,6 +148,17 @@ enum Command {
     /// API tokens: create, list, revoke.
     #[command(subcommand)]
     Token(token::Command),
+}
+
+impl Command {
+    fn asks_the_control_plane(&self) -> bool {
+        match self {
+            Command::Serve(_) | Command::Keys(_) | Command::Ca(_) => false,
+            #[cfg(feature = "demo")]
+            Command::Demo(_) | Command::Agent { .. } => false,
+            _ => true,
+        }
+    }
 }
 
 /// A command's failure with its exit code.
@@ -160,7 +192,16 @@ type Done = Result<ExitCode, Failure>;
 
 /// Runs the command line to its exit code. `arguments` begins with the program's name.
 pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let Arguments { command, global } = Arguments::parse_from(arguments);
+    let Arguments { command, mut global } = Arguments::parse_from(arguments);
+    if command.asks_the_control_plane() {
+        match Trust::find(&global) {
+            Ok(trust) => global.trust = trust,
+            Err(error) => {
+                output::note(&format!("error: {error:#}"));
+                return ExitCode::from(1);
+            }
+        }
+    }
     let global = &global;
     let done = match command {
         Command::Serve(options) => return serve::run(options),
@@ -170,6 +211,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Agent { arguments } => {
             return skerry_agent::cli::main_with([OsString::from("skerry agent")].into_iter().chain(arguments));
         }
+        Command::Ca(command) => ca::run(command),
         Command::Keys(command) => keys::run(command, global),
         Command::Device(command) => device::run(command, global),
         Command::Run(command) => run::run(command, global),

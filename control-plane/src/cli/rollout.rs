@@ -75,11 +75,6 @@ pub(super) enum Command {
         /// The rollout's number.
         id: u64,
     },
-    /// Approves a rollout that reaches production. Its author cannot, with none of its tokens; it begins then.
-    Approve {
-        /// The rollout's number.
-        id: u64,
-    },
     /// Stops a rollout; devices that have not finished return to what they ran.
     Abort {
         /// The rollout's number.
@@ -116,12 +111,6 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
                 body["silent_after_seconds"] = json!(silent_after.as_secs());
             }
             let rollout = client.post("/api/v1/rollouts", &body)?;
-            if rollout["approval"]["state"] == "needed" {
-                output::note(&format!(
-                    "it reaches production: another user must approve it, `skerry rollout approve {}`",
-                    rollout["id"]
-                ));
-            }
             if watch && let Some(id) = rollout["id"].as_u64() {
                 return self::watch(&client, id, global.output);
             }
@@ -153,7 +142,6 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
         Command::Watch { id } => return watch(&client, id, global.output),
         Command::Pause { id } => client.post(&format!("/api/v1/rollouts/{id}/pause"), &json!({}))?,
         Command::Resume { id } => client.post(&format!("/api/v1/rollouts/{id}/resume"), &json!({}))?,
-        Command::Approve { id } => client.post(&format!("/api/v1/rollouts/{id}/approve"), &json!({}))?,
         Command::Abort { id } => client.post(&format!("/api/v1/rollouts/{id}/abort"), &json!({}))?,
     };
     match global.output {
@@ -305,6 +293,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::cli::trust::Trust;
 
     fn rollout(state: &str) -> String {
         json!({"id": 1, "model": "m", "version": 2, "state": state, "reason": "", "groups": []}).to_string()
@@ -346,7 +335,7 @@ mod tests {
             event(&finished),
             finished.clone(),
         ]);
-        let code = watch(&Client::new(&server, None), 1, Output::Json).ok();
+        let code = watch(&Client::new(&server, None, &Trust::default()), 1, Output::Json).ok();
         assert_eq!(format!("{code:?}"), format!("{:?}", Some(ExitCode::SUCCESS)));
         serving.join().unwrap();
     }

@@ -83,10 +83,16 @@ fn serve(config: Config) -> anyhow::Result<()> {
         if let Some(address) = server.mqtt_address() {
             output::note(&format!("devices connect to MQTT at {address}"));
         }
-        output::note(&format!(
-            "the console and the API are at http://{}/",
-            server.http_address()
-        ));
+        let certificates = &server.app().certificates;
+        if certificates.people_trust_the_authority() && server.is_secured() {
+            let authority = certificates.authority();
+            output::note(&format!(
+                "to be trusted by browsers and `skerry --ca`: {}, SHA-256 {}",
+                authority.path().display(),
+                authority.digest().to_hex()
+            ));
+        }
+        output::note(&format!("the console and the API are at {}/", server.url()));
         tokio::select! {
             result = tokio::signal::ctrl_c() => result?,
             _ = terminate.recv() => {}

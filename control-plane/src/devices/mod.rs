@@ -34,6 +34,10 @@ pub struct Device {
     pub connected: bool,
     /// UTC milliseconds.
     pub enrolled_at_ms: u64,
+    /// When its newest certificate ends, in UTC milliseconds; `None` for a device from before there were certificates.
+    pub certificate_not_after_ms: Option<u64>,
+    /// When it lost its access, in UTC milliseconds.
+    pub revoked_at_ms: Option<u64>,
     /// The server's time of its last message, in UTC milliseconds.
     pub last_seen_at_ms: Option<u64>,
     /// The generation of its desired state.
@@ -69,15 +73,18 @@ pub enum DeviceError {
     /// Another device has this id.
     #[error("device `{0}` is enrolled already")]
     Exists(DeviceId),
+    /// The device has lost its access.
+    #[error("device `{0}` has been revoked")]
+    Revoked(DeviceId),
+    /// The certificate or the request is of another key than the device's.
+    #[error("the key is not the one with which device `{0}` has enrolled")]
+    OtherKey(DeviceId),
     /// There is no such device.
     #[error("there is no device `{0}`")]
     NotFound(DeviceId),
     /// A label that would not survive a selector.
     #[error("`{0}` is no label: 1 to 63 of A-Z, a-z, 0-9, `-`, `_`, `.` and `/`")]
     Label(String),
-    /// Labels that only an admin may take away.
-    #[error("only an admin may take a device out of {0}")]
-    Kept(Selector),
     /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
@@ -151,14 +158,14 @@ pub struct Enrolment {
     pub secret: Vec<u8>,
     /// The id it asks for.
     pub device: DeviceId,
-    /// Its public key, in hex.
+    /// Its public key (SubjectPublicKeyInfo), in hex.
     pub public_key: String,
     /// Its platform.
     pub platform: Platform,
     /// Its agent's version.
     pub agent_version: String,
-    /// The digest of the password that it will use.
-    pub secret_hash: Digest,
+    /// When the certificate ends that it is given, in UTC milliseconds.
+    pub certificate_not_after_ms: u64,
 }
 
 /// The device that a token's secret and a key in hex have enrolled already, if they have.
@@ -171,7 +178,7 @@ pub async fn enrolled_with(db: &Db, secret: &[u8], public_key: &str) -> Result<O
 }
 
 /// Enrols a device with a one-time token. While the token lives, the same device may do it again with the same key, which
-/// costs no use: the answer with its password may never have reached its disk. Only the newest password counts.
+/// costs no use: the answer with its certificate may never have reached its disk.
 ///
 /// # Errors
 /// [`DeviceError`]; the token keeps its use then.
@@ -186,6 +193,58 @@ pub async fn enroll(db: &Db, enrolment: Enrolment, now_ms: u64) -> Result<Device
         Ok(enrolment.device)
     })
     .await
+}
+
+/// Lets a device have a new certificate until `not_after_ms`, for the key that it enrolled with.
+///
+/// # Errors
+/// [`DeviceError::NotFound`], [`DeviceError::Revoked`], [`DeviceError::OtherKey`], or the database's.
+pub async fn renew(
+    db: &Db,
+    id: &DeviceId,
+    public_key: String,
+    not_after_ms: u64,
+    now_ms: u64,
+) -> Result<(), DeviceError> {
+    let id = id.clone();
+    db.write(move |conn| {
+        match store::admission(conn, &id)? {
+            None => return Err(DeviceError::NotFound(id)),
+            Some(known) if known.revoked => return Err(DeviceError::Revoked(id)),
+            Some(known) if known.public_key != public_key => return Err(DeviceError::OtherKey(id)),
+            Some(_) => {}
+        }
+        store::set_certificate_end(conn, &id, not_after_ms)?;
+        let fact = Fact::new("device.renew", format!("device/{id}")).with("not_after_ms", not_after_ms);
+        Ok(audit::append(conn, &By::device(&id, now_ms), fact)?)
+    })
+    .await
+}
+
+/// Takes a device's access away, for good. Whoever calls ends its connection after that. True if it had access.
+///
+/// # Errors
+/// [`DeviceError::NotFound`], or the database's.
+pub async fn revoke(db: &Db, id: &DeviceId, by: By) -> Result<bool, DeviceError> {
+    let id = id.clone();
+    db.write(move |conn| {
+        let known = store::admission(conn, &id)?.ok_or_else(|| DeviceError::NotFound(id.clone()))?;
+        if !known.revoked {
+            store::revoke(conn, &id, by.at_ms)?;
+            audit::append(conn, &by, Fact::new("device.revoke", format!("device/{id}")))?;
+        }
+        Ok(!known.revoked)
+    })
+    .await
+}
+
+/// What decides whether a device gets in.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    /// The key that it enrolled with (SubjectPublicKeyInfo), in hex.
+    pub public_key: String,
+    /// True when it has lost its access.
+    pub revoked: bool,
 }
 
 /// Makes an enrolment token.
@@ -248,16 +307,14 @@ pub async fn get(db: &Db, id: &DeviceId) -> Result<Device, DeviceError> {
         .await
 }
 
-/// Sets and removes labels. A device that `kept` matches must go on matching it: whoever could take a device out of production
-/// for a moment could roll out to it without anybody else's word.
+/// Sets and removes labels.
 ///
 /// # Errors
-/// [`DeviceError::NotFound`], [`DeviceError::Label`], [`DeviceError::Kept`], or the database's.
+/// [`DeviceError::NotFound`], [`DeviceError::Label`], or the database's.
 pub async fn set_labels(
     db: &Db,
     id: &DeviceId,
     changes: BTreeMap<String, Option<String>>,
-    kept: Option<Selector>,
     by: By,
 ) -> Result<(), DeviceError> {
     check_labels(changes.iter().map(|(key, value)| (key.as_str(), value.as_deref())))?;
@@ -272,12 +329,6 @@ pub async fn set_labels(
                 Some(value) => labels.insert(key, value),
                 None => labels.remove(&key),
             };
-        }
-        if let Some(kept) = kept
-            && kept.matches(&before.0)
-            && !kept.matches(&labels)
-        {
-            return Err(DeviceError::Kept(kept));
         }
         store::set_labels(conn, &id, &labels)?;
         let fact = Fact::new("device.labels", format!("device/{id}"))

@@ -9,11 +9,11 @@ use skerry_shared::{
     id::{DeviceId, Generation, ModelName},
 };
 
-use super::{Device, DeviceError, Enrolment, Recorded};
+use super::{Admission, Device, DeviceError, Enrolment, Recorded};
 use crate::db::{DbError, from_json, to_json};
 
-const COLUMNS: &str =
-    "id, labels, platform, agent_version, connected, enrolled_at_ms, last_seen_at_ms, generation, desired, reported";
+const COLUMNS: &str = "id, labels, platform, agent_version, connected, enrolled_at_ms, last_seen_at_ms, generation, desired, reported, \
+     certificate_not_after_ms, revoked_at_ms";
 
 pub(super) fn insert_token(
     conn: &Connection,
@@ -51,11 +51,14 @@ pub(super) fn enroll(conn: &Connection, enrolment: &Enrolment, now_ms: u64) -> R
         return Err(DeviceError::ExpiredToken);
     }
     if is_repeated(conn, enrolment, &hash)? {
+        if admission(conn, &enrolment.device)?.is_some_and(|known| known.revoked) {
+            return Err(DeviceError::Revoked(enrolment.device.clone()));
+        }
         conn.execute(
-            "UPDATE devices SET secret_hash = ?2, platform = ?3, agent_version = ?4 WHERE id = ?1",
+            "UPDATE devices SET certificate_not_after_ms = ?2, platform = ?3, agent_version = ?4 WHERE id = ?1",
             params![
                 enrolment.device.as_str(),
-                enrolment.secret_hash.as_bytes(),
+                enrolment.certificate_not_after_ms as i64,
                 enrolment.platform.as_str(),
                 enrolment.agent_version,
             ],
@@ -75,7 +78,7 @@ pub(super) fn enroll(conn: &Connection, enrolment: &Enrolment, now_ms: u64) -> R
     )
     .map_err(DbError::from)?;
     conn.execute(
-        "INSERT INTO devices (id, labels, platform, agent_version, public_key, secret_hash, enrolled_at_ms, token_hash)
+        "INSERT INTO devices (id, labels, platform, agent_version, public_key, certificate_not_after_ms, enrolled_at_ms, token_hash)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         params![
             enrolment.device.as_str(),
@@ -83,7 +86,7 @@ pub(super) fn enroll(conn: &Connection, enrolment: &Enrolment, now_ms: u64) -> R
             enrolment.platform.as_str(),
             enrolment.agent_version,
             enrolment.public_key,
-            enrolment.secret_hash.as_bytes(),
+            enrolment.certificate_not_after_ms as i64,
             now_ms as i64,
             hash.as_bytes(),
         ],
@@ -144,6 +147,8 @@ fn device(row: &Row<'_>) -> Result<Device, DbError> {
         generation: Generation(row.get::<_, i64>(7)? as u64),
         desired: from_json(&row.get::<_, String>(8)?)?,
         reported: reported.map(|text| from_json(&text)).transpose()?,
+        certificate_not_after_ms: row.get::<_, Option<i64>>(10)?.map(|at| at as u64),
+        revoked_at_ms: row.get::<_, Option<i64>>(11)?.map(|at| at as u64),
     })
 }
 
@@ -291,11 +296,30 @@ pub fn mark_all_unpublished(conn: &Connection) -> Result<(), DbError> {
     Ok(())
 }
 
-/// The digest of a device's password.
+/// What decides whether a device gets in; `None` for one that is not enrolled.
 ///
 /// # Errors
 /// The database's.
-pub fn secret_hash(conn: &Connection, id: &DeviceId) -> Result<Option<[u8; 32]>, DbError> {
-    let sql = "SELECT secret_hash FROM devices WHERE id = ?1";
-    Ok(conn.query_row(sql, [id.as_str()], |row| row.get(0)).optional()?)
+pub fn admission(conn: &Connection, id: &DeviceId) -> Result<Option<Admission>, DbError> {
+    let sql = "SELECT public_key, revoked_at_ms IS NOT NULL FROM devices WHERE id = ?1";
+    let admission = |row: &Row<'_>| {
+        Ok(Admission {
+            public_key: row.get(0)?,
+            revoked: row.get(1)?,
+        })
+    };
+    let mut statement = conn.prepare_cached(sql)?;
+    Ok(statement.query_row([id.as_str()], admission).optional()?)
+}
+
+pub(super) fn set_certificate_end(conn: &Connection, id: &DeviceId, not_after_ms: u64) -> Result<(), DbError> {
+    let sql = "UPDATE devices SET certificate_not_after_ms = ?2 WHERE id = ?1";
+    conn.execute(sql, params![id.as_str(), not_after_ms as i64])?;
+    Ok(())
+}
+
+pub(super) fn revoke(conn: &Connection, id: &DeviceId, now_ms: u64) -> Result<(), DbError> {
+    let sql = "UPDATE devices SET revoked_at_ms = ?2 WHERE id = ?1";
+    conn.execute(sql, params![id.as_str(), now_ms as i64])?;
+    Ok(())
 }

@@ -6,10 +6,16 @@ use std::{
 };
 
 use skerry_broker::{Access, Authentication, Connect, Hooks, Identity, Refusal};
-use skerry_shared::{digest::Digest, id::DeviceId, topic::Topic};
+use skerry_shared::{id::DeviceId, topic::Topic};
 
-use super::CONTROL_PLANE;
-use crate::{db::Db, devices::store};
+use crate::{
+    ca::{
+        CONTROL_PLANE,
+        certificate::{ClientCertificate, ClientIdentity},
+    },
+    db::Db,
+    devices::store,
+};
 
 /// The devices that the embedded broker has let in since it started. It was told of the end of their connections, unlike
 /// of those that a crash of this process ended: their retained word that they are online may be a lie.
@@ -27,18 +33,28 @@ impl Admitted {
     }
 }
 
-/// The embedded broker's rules: a device uses its own topics, the control plane all of ours.
+/// The embedded broker's rules: a device uses its own topics, the control plane all of ours. Who a client is, its
+/// certificate says.
 pub(crate) struct BrokerHooks {
     db: Db,
-    own_password: Digest,
+    proof: Proof,
     admitted: Arc<Admitted>,
 }
 
+/// What a client must show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// A certificate of the fleet's authority.
+    Certificate,
+    /// Nothing: whoever is on this machine is believed. For measurements.
+    None,
+}
+
 impl BrokerHooks {
-    pub(crate) fn new(db: Db, own_password: Digest) -> BrokerHooks {
+    pub(crate) fn new(db: Db, proof: Proof) -> BrokerHooks {
         BrokerHooks {
             db,
-            own_password,
+            proof,
             admitted: Arc::default(),
         }
     }
@@ -49,28 +65,33 @@ impl BrokerHooks {
     }
 
     async fn identify(&self, connect: Connect<'_>) -> Result<Identity, Refusal> {
-        let (Some(user), Some(password)) = (connect.user_name, connect.password) else {
-            return Err(Refusal::NotAuthorized);
+        let id = connect.client_id;
+        let shown = connect.certificate.and_then(ClientCertificate::read);
+        let key = match (&shown, self.proof) {
+            (Some(shown), _) => {
+                // The client id belongs to the certificate: with another one it would take over somebody's session.
+                let named = match &shown.identity {
+                    ClientIdentity::ControlPlane => CONTROL_PLANE,
+                    ClientIdentity::Device(device) => device.as_str(),
+                };
+                if named != id {
+                    return Err(Refusal::NotAuthorized);
+                }
+                Some(&shown.public_key)
+            }
+            (None, Proof::None) => None,
+            (None, Proof::Certificate) => return Err(Refusal::NotAuthorized),
         };
-        if user != connect.client_id {
-            return Err(Refusal::NotAuthorized);
+        if id == CONTROL_PLANE {
+            return Ok(Identity::new(id));
         }
-        let got = Digest::of(password);
-        if user == CONTROL_PLANE {
-            let same = got == self.own_password;
-            return if same {
-                Ok(Identity::new(user))
-            } else {
-                Err(Refusal::NotAuthorized)
-            };
-        }
-        let device: DeviceId = user.parse().map_err(|_| Refusal::NotAuthorized)?;
-        let id = device.clone();
-        // Both sides are digests of high-entropy secrets: a comparison that stops early tells nothing.
-        match self.db.read(move |conn| store::secret_hash(conn, &id)).await {
-            Ok(Some(hash)) if hash == *got.as_bytes() => {
+        let device: DeviceId = id.parse().map_err(|_| Refusal::NotAuthorized)?;
+        let asked = device.clone();
+        match self.db.read(move |conn| store::admission(conn, &asked)).await {
+            // The key, too: an id that was given to another device later is not the old one's.
+            Ok(Some(known)) if !known.revoked && key.is_none_or(|key| *key == known.public_key) => {
                 self.admitted.add(device);
-                Ok(Identity::new(user))
+                Ok(Identity::new(id))
             }
             Ok(_) => Err(Refusal::NotAuthorized),
             Err(_) => Err(Refusal::Unavailable),

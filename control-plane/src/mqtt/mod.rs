@@ -19,8 +19,9 @@ use std::{
 
 use rumqttc::{
     AsyncClient, Event, EventLoop, Incoming, MqttOptions, NetworkOptions, Publish, QoS, Request, Subscribe,
-    SubscribeFilter, SubscribeReasonCode,
+    SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
 };
+use rustls::ClientConfig;
 use skerry_shared::{
     desired::{Ack, Desired, Reported, Status},
     id::DeviceId,
@@ -35,7 +36,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::hooks::{Admitted, BrokerHooks};
+pub(crate) use self::hooks::{Admitted, BrokerHooks, Proof};
 use self::{
     outbox::{ConnectionId, Message as Outgoing, Outbox},
     repeat::Told,
@@ -43,16 +44,13 @@ use self::{
 };
 use crate::{
     app::{App, Change, log_db, now_ms},
+    ca::CONTROL_PLANE,
     devices::{self, Heard, Recorded, store},
     telemetry::{
         Message,
         ingest::{BATCH_MAX, Ingest},
     },
 };
-
-/// The control plane's client id, and its user name at the embedded broker. No device id contains a space or upper case,
-/// but this one could be a device's: enrolment refuses it.
-pub(crate) const CONTROL_PLANE: &str = "skerry-control-plane";
 
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// A dead peer is noticed by rumqttc after two keep-alives at the latest; a poll that takes longer hangs.
@@ -72,12 +70,19 @@ const HEARD_EVERY: Duration = Duration::from_secs(1);
 /// How often old telemetry is looked for.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 
+/// How a connection to the broker is secured, and who this is there.
+pub(crate) enum Security {
+    /// By TLS, with a certificate.
+    Tls(Arc<ClientConfig>),
+    /// Not at all, on this machine; with a user name and a password, if the broker wants them.
+    Plain(Option<(String, String)>),
+}
+
 /// How to reach the broker.
 pub(crate) struct Connection {
     pub(crate) host: String,
     pub(crate) port: u16,
-    pub(crate) username: String,
-    pub(crate) password: String,
+    pub(crate) security: Security,
     /// The embedded broker's. With another one, which lives on when this process dies, every retained word is believed.
     pub(crate) admitted: Option<Arc<Admitted>>,
 }
@@ -91,7 +96,15 @@ pub(crate) fn spawn(tasks: &mut JoinSet<()>, app: &Arc<App>, connection: Connect
 
 fn client(connection: Connection) -> (AsyncClient, EventLoop) {
     let mut options = MqttOptions::new(CONTROL_PLANE, connection.host, connection.port);
-    options.set_credentials(connection.username, connection.password);
+    match connection.security {
+        Security::Tls(config) => {
+            options.set_transport(Transport::Tls(TlsConfiguration::Rustls(config)));
+        }
+        Security::Plain(Some((username, password))) => {
+            options.set_credentials(username, password);
+        }
+        Security::Plain(None) => {}
+    }
     options.set_keep_alive(KEEP_ALIVE);
     options.set_max_packet_size(PACKET_BYTES, PACKET_BYTES);
     options.set_clean_session(true);

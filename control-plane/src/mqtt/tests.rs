@@ -2,16 +2,18 @@
 
 use std::net::SocketAddr;
 
-use rumqttc::LastWill;
+use rumqttc::{ConnectionError, LastWill};
 use serde_json::json;
 use skerry_broker::{Broker, BrokerConfig, Limits};
-use skerry_shared::digest::Digest;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::*;
-use crate::{config::Mqtt, db::DbError, devices::Device, test_server::TestServer};
-
-const PASSWORD: &str = "the control plane's";
+use crate::{
+    config::{BrokerAccess, Mqtt},
+    db::DbError,
+    devices::Device,
+    test_server::TestServer,
+};
 
 /// A port where nobody listens.
 fn free_port() -> u16 {
@@ -24,8 +26,10 @@ async fn server(port: u16) -> TestServer {
     let mqtt = Mqtt::External {
         host: "127.0.0.1".to_owned(),
         port,
-        username: CONTROL_PLANE.to_owned(),
-        password: PASSWORD.to_owned(),
+        access: BrokerAccess::Plain {
+            username: CONTROL_PLANE.to_owned(),
+            password: String::new(),
+        },
     };
     TestServer::start_with(mqtt).await
 }
@@ -34,9 +38,10 @@ async fn broker(app: &App, port: u16) -> Broker {
     let config = BrokerConfig {
         bind: SocketAddr::from(([127, 0, 0, 1], port)),
         storage: None,
+        tls: None,
         limits: Limits::default(),
     };
-    let hooks = BrokerHooks::new(app.core.clone(), Digest::of(PASSWORD.as_bytes()));
+    let hooks = BrokerHooks::new(app.core.clone(), Proof::None);
     Broker::start(config, Arc::new(hooks)).await.unwrap()
 }
 
@@ -70,17 +75,24 @@ struct Link {
 
 impl Link {
     async fn connect(address: SocketAddr, id: &str) -> Link {
+        Link::try_connect(address, id, None).await.unwrap()
+    }
+
+    async fn try_connect(
+        address: SocketAddr,
+        id: &str,
+        tls: Option<Arc<ClientConfig>>,
+    ) -> Result<Link, ConnectionError> {
         let id: DeviceId = id.parse().unwrap();
         let mut options = MqttOptions::new(id.as_str(), address.ip().to_string(), address.port());
-        options.set_credentials(id.as_str(), "password");
+        if let Some(tls) = tls {
+            options.set_transport(Transport::Tls(TlsConfiguration::Rustls(tls)));
+        }
         let will = Topic::Device(id.clone(), Channel::Status).to_string();
         options.set_last_will(LastWill::new(will, status(false), QoS::AtLeastOnce, true));
         let (requests, mut events) = AsyncClient::new(options, 16);
-        while !matches!(
-            soon(events.poll()).await.unwrap(),
-            Event::Incoming(Incoming::ConnAck(_))
-        ) {}
-        Link { id, requests, events }
+        while !matches!(soon(events.poll()).await?, Event::Incoming(Incoming::ConnAck(_))) {}
+        Ok(Link { id, requests, events })
     }
 
     /// Publishes, and waits for the broker's word.
@@ -124,8 +136,7 @@ async fn requests_of_an_outage_do_not_keep_the_subscriptions_out() {
     let (client, events) = client(Connection {
         host: "127.0.0.1".to_owned(),
         port,
-        username: CONTROL_PLANE.to_owned(),
-        password: PASSWORD.to_owned(),
+        security: Security::Plain(None),
         admitted: None,
     });
     while client
@@ -150,8 +161,8 @@ async fn a_control_plane_that_finds_its_broker_late_says_all_and_hears_all() {
     let insert = move |conn: &rusqlite::Connection| -> Result<(), DbError> {
         conn.execute(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
-             INSERT INTO devices (id, labels, platform, agent_version, public_key, secret_hash, enrolled_at_ms, generation)
-             SELECT 'm-' || i, '{}', 'aarch64-unknown-linux-gnu', '', '', x'00', 0, 1 FROM n",
+             INSERT INTO devices (id, labels, platform, agent_version, public_key, enrolled_at_ms, generation)
+             SELECT 'm-' || i, '{}', 'aarch64-unknown-linux-gnu', '', '', 0, 1 FROM n",
             [more as i64],
         )?;
         Ok(())
@@ -176,7 +187,9 @@ async fn telemetry_shows_that_a_device_is_there() {
     let server = TestServer::start().await;
     server.enroll("d-1", &[]).await;
     let app = server.server.app();
-    let mut link = Link::connect(server.server.mqtt_address().unwrap(), "d-1").await;
+    let tls = server.device_tls("d-1").await;
+    let address = server.server.mqtt_address().unwrap();
+    let mut link = Link::try_connect(address, "d-1", Some(tls)).await.unwrap();
     link.publish(Channel::Status, true, status(true)).await;
     until(app, "d-1", |device| device.connected).await;
     let forget = |conn: &rusqlite::Connection| -> Result<(), DbError> {
@@ -213,8 +226,7 @@ async fn what_the_broker_remembers_of_a_device_does_not_show_that_it_is_there() 
     let again = Connection {
         host: "127.0.0.1".to_owned(),
         port,
-        username: CONTROL_PLANE.to_owned(),
-        password: PASSWORD.to_owned(),
+        security: Security::Plain(None),
         admitted: None,
     };
     spawn(&mut tasks, app, again, &shutdown);
@@ -277,4 +289,74 @@ async fn a_device_that_is_behind_is_told_again() {
     assert!(is_told_again(Duration::from_secs(60), false).await);
     assert!(!is_told_again(Duration::ZERO, false).await);
     assert!(!is_told_again(Duration::from_secs(60), true).await);
+}
+
+#[tokio::test]
+async fn a_certificate_opens_the_broker_for_its_own_device_only() {
+    let server = TestServer::start().await;
+    for id in ["d-1", "d-2"] {
+        server.enroll(id, &[]).await;
+    }
+    let address = server.server.mqtt_address().unwrap();
+    let first = server.device_tls("d-1").await;
+    let connects =
+        async |id: &str, tls: Option<&Arc<ClientConfig>>| Link::try_connect(address, id, tls.cloned()).await.is_ok();
+    assert!(connects("d-1", Some(&first)).await);
+    for other in ["d-2", "d-3", CONTROL_PLANE] {
+        let refused = Link::try_connect(address, other.trim_end(), Some(first.clone()))
+            .await
+            .err();
+        assert!(
+            matches!(refused, Some(ConnectionError::ConnectionRefused(_))),
+            "{other}: {refused:?}"
+        );
+    }
+    assert!(!connects("d-1", None).await, "without TLS");
+    // A second certificate for the same id, of another key: only the newest key counts.
+    let second = server.device_tls("d-1").await;
+    assert!(connects("d-1", Some(&second)).await);
+    assert!(!connects("d-1", Some(&first)).await);
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_fleet_is_refused_by_the_broker() {
+    let (server, other) = (TestServer::start().await, TestServer::start().await);
+    for server in [&server, &other] {
+        server.enroll("d-1", &[]).await;
+    }
+    let own = server.device_tls("d-1").await;
+    let foreign = other.device_tls("d-1").await;
+    let mut mixed = (*own).clone();
+    mixed.client_auth_cert_resolver = Arc::clone(&foreign.client_auth_cert_resolver);
+    let address = server.server.mqtt_address().unwrap();
+    assert!(Link::try_connect(address, "d-1", Some(own)).await.is_ok());
+    assert!(Link::try_connect(address, "d-1", Some(Arc::new(mixed))).await.is_err());
+    assert!(
+        Link::try_connect(address, "d-1", Some(foreign)).await.is_err(),
+        "nor does it trust the broker"
+    );
+}
+
+#[tokio::test]
+async fn revoking_a_device_ends_its_connection_and_keeps_it_out() {
+    let server = TestServer::start().await;
+    for id in ["d-1", "d-2"] {
+        server.enroll(id, &[]).await;
+    }
+    let app = server.server.app();
+    let address = server.server.mqtt_address().unwrap();
+    let (first, second) = (server.device_tls("d-1").await, server.device_tls("d-2").await);
+    let mut link = Link::try_connect(address, "d-1", Some(first.clone())).await.unwrap();
+    let mut other = Link::try_connect(address, "d-2", Some(second)).await.unwrap();
+    link.publish(Channel::Status, true, status(true)).await;
+    until(app, "d-1", |device| device.connected).await;
+    let answer = server.api("POST", "/api/v1/devices/d-1/revoke", "").await;
+    assert_eq!(answer.status, axum::http::StatusCode::OK, "{}", answer.body);
+    assert!(answer.json()["revoked_at_ms"].is_u64());
+    let ended = async { while link.events.poll().await.is_ok() {} };
+    soon(ended).await;
+    until(app, "d-1", |device| !device.connected).await;
+    let back = Link::try_connect(address, "d-1", Some(first)).await.err();
+    assert!(matches!(back, Some(ConnectionError::ConnectionRefused(_))), "{back:?}");
+    other.publish(Channel::Status, true, status(true)).await;
 }

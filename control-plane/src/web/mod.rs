@@ -3,7 +3,6 @@
 //! Pages are whole without JavaScript; the script only swaps in what a fresh copy of the same page shows. Invariant: no page
 //! but the sign-in is shown without a session, and nothing a device or user wrote reaches a page unescaped.
 
-mod account;
 mod assets;
 mod error;
 mod live;
@@ -14,7 +13,6 @@ mod sign_in;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
-mod users;
 mod view;
 
 use std::sync::Arc;
@@ -32,12 +30,9 @@ use tokio::sync::Semaphore;
 
 use self::{
     error::PageError,
-    session::{Cookie, Sessions},
+    session::{Attempts, Sessions},
 };
-use crate::{
-    api::{Problem, load},
-    app::App,
-};
+use crate::{api::Problem, app::App};
 
 /// A form here has two short fields.
 const FORM_LIMIT_BYTES: usize = 8 * 1024;
@@ -61,16 +56,16 @@ const SECURITY_HEADERS: [(HeaderName, &str); 3] = [
 pub(crate) struct Console {
     app: Arc<App>,
     sessions: Arc<Sessions>,
-    cookie: Cookie,
+    attempts: Arc<Attempts>,
     streams: Arc<Semaphore>,
 }
 
 /// All routes of the console; it also answers for addresses that nobody knows.
 pub(crate) fn router(app: Arc<App>) -> Router {
     let console = Console {
-        cookie: Cookie::of(&app.config),
         app,
         sessions: Arc::default(),
+        attempts: Arc::default(),
         streams: Arc::new(Semaphore::new(STREAMS_MAX)),
     };
     let protected = Router::new()
@@ -82,29 +77,16 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/rollouts/{id}/pause", post(rollouts::pause))
         .route("/rollouts/{id}/resume", post(rollouts::resume))
         .route("/rollouts/{id}/abort", post(rollouts::abort))
-        .route("/rollouts/{id}/approve", post(rollouts::approve))
-        .route("/account", get(account::show))
-        .route("/account/tokens", post(account::create_token))
-        .route("/account/tokens/{id}/revoke", post(account::revoke_token))
-        .route("/account/password", post(account::set_password))
-        .route("/users", get(users::list).post(users::create))
-        .route("/users/{name}/role", post(users::set_role))
-        .route("/users/{name}/disable", post(users::disable))
-        .route("/users/{name}/enable", post(users::enable))
         .route("/console/events", get(live::events))
         .route("/logout", post(sign_in::logout))
         .layer(middleware::from_fn_with_state(
             console.clone(),
             sign_in::require_session,
         ));
-    let count = middleware::from_fn_with_state(Arc::clone(&console.app), load::count_address);
-    let open = Router::new()
-        .route("/login", get(sign_in::form).post(sign_in::login))
-        .route("/assets/{file}", get(assets::serve))
-        .layer(count);
     Router::new()
         .merge(protected)
-        .merge(open)
+        .route("/login", get(sign_in::form).post(sign_in::login))
+        .route("/assets/{file}", get(assets::serve))
         .fallback(unknown)
         .layer(middleware::map_response(add_headers))
         .layer(DefaultBodyLimit::max(FORM_LIMIT_BYTES))

@@ -66,10 +66,15 @@ fn an_enrolment_token_works_once_and_not_for_ever() {
 
     // Another root than the one that the token names: this is not our control plane.
     let token = fleet.device_token().unwrap();
-    let (secret, _) = token.split_once('.').unwrap();
-    let other = format!("{secret}.{}", "0".repeat(64));
+    let parts: Vec<&str> = token.split('.').collect();
+    let nobody = "0".repeat(64);
+    let other = format!("{}.{nobody}.{}", parts[0], parts[2]);
     let refused = enroll("dev-4", &other).err().unwrap().to_string();
     expect_words(&refused, &["root metadata is not the one that the token names"]);
+    // Another authority: whoever answers there gets nothing to see.
+    let other = format!("{}.{}.{nobody}", parts[0], parts[1]);
+    let refused = enroll("dev-4", &other).err().unwrap().to_string();
+    expect_words(&refused, &["not of the authority that the token names"]);
     assert!(fleet.device("dev-4").is_err(), "nothing half-done");
     enroll("dev-4", &token).unwrap();
 }
@@ -215,7 +220,7 @@ fn a_disk_that_fills_in_the_middle_fails_the_update_and_nothing_else() {
 fn malformed_calls_get_problem_details() {
     let fleet = Fleet::start(PROGRAM).unwrap();
     let config = ureq::Agent::config_builder().http_status_as_error(false);
-    let http: ureq::Agent = config.build().into();
+    let http: ureq::Agent = config.tls_config(fleet.trust().tls()).build().into();
     let bearer = format!("Bearer {}", fleet.token());
     let post = |path: &str, body: &str| {
         let request = http
@@ -235,7 +240,7 @@ fn malformed_calls_get_problem_details() {
         ("/api/v1/nothing", "{}", 404),
         (
             "/api/v1/enroll",
-            r#"{"token": "x", "public_key": "", "platform": "p", "agent_version": ""}"#,
+            r#"{"token": "x", "request": "", "platform": "p", "agent_version": ""}"#,
             400,
         ),
     ];

@@ -12,7 +12,7 @@ use crate::PROGRAM;
 
 const HOUR_MS: u64 = 3_600_000;
 
-/// A client of the broker with a device's own credentials, in the place of its agent.
+/// A client of the broker with a device's own certificate, in the place of its agent.
 struct OnTheWire {
     client: rumqttc::Client,
     messages: rumqttc::Connection,
@@ -22,10 +22,11 @@ impl OnTheWire {
     fn connect(device: &Device) -> OnTheWire {
         let identity = std::fs::read(device.state_dir.join("identity.json")).unwrap();
         let mqtt = serde_json::from_slice::<Value>(&identity).unwrap()["mqtt"].take();
-        let text = |key: &str| mqtt[key].as_str().unwrap().to_owned();
+        let host = mqtt["host"].as_str().unwrap();
         let port = mqtt["port"].as_u64().unwrap() as u16;
-        let mut options = rumqttc::MqttOptions::new(text("username"), text("host"), port);
-        options.set_credentials(text("username"), text("password"));
+        let mut options = rumqttc::MqttOptions::new(&device.id, host, port);
+        let tls = rumqttc::TlsConfiguration::Rustls(device.broker_tls().unwrap());
+        options.set_transport(rumqttc::Transport::Tls(tls));
         options.set_max_packet_size(256 * 1024, 256 * 1024);
         let (client, messages) = rumqttc::Client::new(options, 16);
         OnTheWire { client, messages }

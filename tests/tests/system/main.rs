@@ -20,6 +20,7 @@ mod attack_bundle;
 mod attack_metadata;
 mod attack_transfer;
 mod bad_input;
+mod flow_identity;
 mod flow_loop;
 mod flow_provenance;
 mod flow_publish;

@@ -4,28 +4,32 @@
 use std::{fs, net::TcpListener, path::Path, process::Command};
 
 use skerry_system_tests::{
-    Fleet, FleetConfig,
+    Device, Fleet, FleetConfig,
     fixtures::{MODEL, activity_recognition, test_windows},
     process::Process,
 };
 
 use crate::PROGRAM;
 
-/// Starts mosquitto on a free port of loopback. Topics belong to user names, as the README shows.
-fn mosquitto(folder: &Path) -> (Process, u16) {
-    // Mosquitto cannot say which port the system gave it.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let acl = "user skerry-control-plane\ntopic readwrite skerry/v1/#\n\n\
-               pattern read skerry/v1/d/%u/desired\npattern read skerry/v1/d/%u/chunk\npattern read skerry/v1/d/%u/ack\n\
-               pattern read skerry/v1/x/+\n\
-               pattern write skerry/v1/d/%u/reported\npattern write skerry/v1/d/%u/telemetry\npattern write skerry/v1/d/%u/events\n\
-               pattern write skerry/v1/d/%u/capture\npattern write skerry/v1/d/%u/want\npattern write skerry/v1/d/%u/status\n";
+/// The two files of mosquitto as the README shows them.
+fn readme_files() -> [String; 2] {
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+    let readme = fs::read_to_string(readme).unwrap();
+    ["# mosquitto.conf\n", "# acl: "].map(|first| {
+        let begin = readme.find(&format!("```\n{first}")).expect("the README has the file") + 4;
+        let end = begin + readme[begin..].find("```").expect("the file ends");
+        readme[begin..end].to_owned()
+    })
+}
+
+/// Starts mosquitto with the README's own files; only its port and its folder are others.
+fn mosquitto(folder: &Path, port: u16) -> Process {
+    let [config, acl] = readme_files();
+    let config = config
+        .replace("listener 8883", &format!("listener {port} 127.0.0.1"))
+        .replace("/etc/mosquitto/skerry", folder.to_str().unwrap());
     fs::write(folder.join("acl"), acl).unwrap();
-    let config = format!(
-        "listener {port} 127.0.0.1\nallow_anonymous true\nacl_file {}\nmax_packet_size 262144\nlog_dest stderr\n",
-        folder.join("acl").display()
-    );
-    fs::write(folder.join("mosquitto.conf"), config).unwrap();
+    fs::write(folder.join("mosquitto.conf"), config + "log_dest stderr\n").unwrap();
     let mut command = Command::new("mosquitto");
     command.arg("-c").arg(folder.join("mosquitto.conf"));
     // Debian keeps daemons where a user's PATH does not look.
@@ -37,18 +41,36 @@ fn mosquitto(folder: &Path) -> (Process, u16) {
     broker
         .wait_for_line("that it runs", |line| line.contains("running").then_some(()))
         .unwrap();
-    (broker, port)
+    broker
 }
 
 #[test]
-fn interop_the_loop_runs_over_mosquitto() {
+fn interop_the_loop_runs_over_mosquitto_with_the_readmes_own_configuration() {
     let folder = tempfile::tempdir().unwrap();
-    let (_broker, port) = mosquitto(folder.path());
+    // Mosquitto cannot say which port the system gave it.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let config = FleetConfig {
-        external_broker: Some(format!("mqtt://skerry-control-plane:x@127.0.0.1:{port}")),
+        external_broker: Some(format!("mqtts://localhost:{port}")),
         ..FleetConfig::default()
     };
+    // Its authority is made at its first start; until the broker is there it goes on trying.
     let fleet = Fleet::start_with(PROGRAM, config).unwrap();
+    let data = fleet.path("data");
+    let (data, out) = (data.to_str().unwrap(), folder.path().to_str().unwrap());
+    let issue = [
+        "ca",
+        "issue-broker",
+        "--data-dir",
+        data,
+        "--name",
+        "localhost",
+        "--out",
+        out,
+    ];
+    let issued = fleet.skerry(&issue).unwrap();
+    assert!(issued.status.success(), "{}", String::from_utf8_lossy(&issued.stderr));
+    fs::copy(fleet.ca_path(), folder.path().join("ca.pem")).unwrap();
+    let broker = mosquitto(folder.path(), port);
     let devices = fleet.devices(&["dev-1", "dev-2"]).unwrap();
     for version in [1, 2] {
         fleet.release(version).unwrap();
@@ -65,6 +87,32 @@ fn interop_the_loop_runs_over_mosquitto() {
             Ok((answer["rows"][0]["inferences"].as_u64() == Some(1)).then_some(()))
         })
         .unwrap();
+    assert!(
+        broker.log().contains("u'dev-1'"),
+        "the certificate's name is the user name: {}",
+        broker.log()
+    );
+    other_ones_topics_stay_closed(&devices[0], port);
+}
+
+/// A device with another one's client id still has its own name: what it asks for of the other one does not come.
+fn other_ones_topics_stay_closed(device: &Device, port: u16) {
+    let mut options = rumqttc::MqttOptions::new("dev-2-impostor", "localhost", port);
+    let tls = rumqttc::TlsConfiguration::Rustls(device.broker_tls().unwrap());
+    options.set_transport(rumqttc::Transport::Tls(tls));
+    options.set_max_packet_size(256 * 1024, 256 * 1024);
+    let (client, mut messages) = rumqttc::Client::new(options, 16);
+    // Both are retained; mosquitto grants every subscription and filters what it delivers.
+    for id in ["dev-2", "dev-1"] {
+        client
+            .subscribe(format!("skerry/v1/d/{id}/desired"), rumqttc::QoS::AtLeastOnce)
+            .unwrap();
+    }
+    let first = messages.iter().find_map(|event| match event.unwrap() {
+        rumqttc::Event::Incoming(rumqttc::Incoming::Publish(publish)) => Some(publish.topic),
+        _ => None,
+    });
+    assert_eq!(first.as_deref(), Some("skerry/v1/d/dev-1/desired"));
 }
 
 #[test]

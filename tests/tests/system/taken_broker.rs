@@ -44,6 +44,7 @@ impl TakenBroker {
         let config = BrokerConfig {
             bind: ([127, 0, 0, 1], 0).into(),
             storage: None,
+            tls: None,
             limits: Limits::default(),
         };
         let hooks = Arc::new(Everybody::default());

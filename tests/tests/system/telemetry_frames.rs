@@ -1,20 +1,22 @@
 //! A telemetry frame's way over a real broker: stored once, acknowledged each time it comes, also by a control plane that was
 //! started anew.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::Context;
 use prost::Message as _;
 use rumqttc::{AsyncClient, Event, EventLoop, Incoming, MqttOptions, QoS};
-use serde_json::{Value, json};
 use skerry_control_plane::{
     app::Server,
+    audit::By,
     cli::keys,
     config::{Config, Mqtt},
+    devices::{self, Enrolment},
     telemetry::query,
 };
 use skerry_shared::{
     desired::{Ack, FrameId},
+    digest::Digest,
     otlp::{
         ExportMetricsServiceRequest, Gauge, Metric, MetricData, NumberDataPoint, NumberValue, ResourceMetrics,
         ScopeMetrics, TelemetryFrame,
@@ -29,19 +31,11 @@ fn config(data: &Path) -> Config {
     Config {
         http_bind: any,
         mqtt: Mqtt::Embedded { bind: any },
+        // Who the device is does not matter here.
+        mqtt_plain: true,
         signing_dir: data.join("keys/online"),
         ..Config::new(data)
     }
-}
-
-async fn call(server: &Server, token: &str, path: &str, body: Value) -> anyhow::Result<Value> {
-    let url = format!("http://{}/api/v1/{path}", server.http_address());
-    let authorization = format!("Bearer {token}");
-    let call = tokio::task::spawn_blocking(move || -> anyhow::Result<Value> {
-        let request = ureq::post(url).header("authorization", authorization);
-        Ok(request.send_json(body)?.body_mut().read_json()?)
-    });
-    call.await?
 }
 
 /// A device that speaks MQTT and nothing else.
@@ -51,10 +45,9 @@ struct Device {
 }
 
 impl Device {
-    async fn connect(server: &Server, password: &str) -> anyhow::Result<Device> {
+    async fn connect(server: &Server) -> anyhow::Result<Device> {
         let address = server.mqtt_address().context("no embedded broker")?;
-        let mut options = MqttOptions::new("dev-1", address.ip().to_string(), address.port());
-        options.set_credentials("dev-1", password);
+        let options = MqttOptions::new("dev-1", address.ip().to_string(), address.port());
         let (client, events) = AsyncClient::new(options, 16);
         client.subscribe("skerry/v1/d/dev-1/ack", QoS::AtLeastOnce).await?;
         let mut device = Device { client, events };
@@ -132,28 +125,31 @@ async fn a_frame_is_stored_once_and_acknowledged_each_time_it_comes() -> anyhow:
     let data = tempfile::tempdir()?;
     keys::init(&data.path().join("keys"))?;
     let server = Server::start(config(data.path())).await?;
-    let token = server.first_api_token().context("no first token")?.to_owned();
-    let enrolment = call(&server, &token, "device-tokens", json!({})).await?;
-    let body = json!({
-        "token": enrolment["token"], "device_id": "dev-1", "agent_version": "1", "platform": "x86_64-unknown-linux-gnu",
-        // The base point of the curve: a key that is valid and nobody's.
-        "public_key": format!("58{}", "66".repeat(31)),
-    });
-    let enrolled = call(&server, &token, "enroll", body).await?;
-    let password = enrolled["mqtt"]["password"].as_str().context("no password")?;
+    let (core, secret) = (&server.app().core, b"secret".to_vec());
+    let hash = Digest::of(&secret);
+    devices::create_token(core, hash, BTreeMap::new(), 1, 1000, By::new("test", 0)).await?;
+    let enrolment = Enrolment {
+        secret,
+        device: "dev-1".parse()?,
+        public_key: String::new(),
+        platform: "x86_64-unknown-linux-gnu".parse()?,
+        agent_version: "1".to_owned(),
+        certificate_not_after_ms: 0,
+    };
+    devices::enroll(core, enrolment, 0).await?;
 
     let id = FrameId {
         boot_id: "1".repeat(32).parse()?,
         seq: 1,
     };
     let frame = frame(id.clone());
-    let mut device = Device::connect(&server, password).await?;
+    let mut device = Device::connect(&server).await?;
     assert_eq!(device.send(&frame).await?.frames, std::slice::from_ref(&id));
     drop(device);
     server.shutdown().await;
 
     let server = Server::start(config(data.path())).await?;
-    let mut device = Device::connect(&server, password).await?;
+    let mut device = Device::connect(&server).await?;
     assert_eq!(device.send(&frame).await?.frames, [id]);
     let totals = query::totals(&server.app().telemetry).await?;
     assert_eq!((totals.frames, totals.points, totals.rejected), (1, 2, 0));

@@ -129,7 +129,7 @@ async fn disconnected_client_loses_its_connection_and_leaves_its_last_will() {
     let device = Client::connect(options).await.unwrap();
     let mut other = connect(&broker, "b").await;
 
-    broker.disconnect_client("a").await;
+    broker.disconnect().client("a");
     device.closed().await;
     assert_eq!(control.text().await, "gone");
     other.publish("d/b/status", "untouched").await.unwrap();

@@ -50,6 +50,7 @@ fn config(limits: Limits) -> BrokerConfig {
     BrokerConfig {
         bind: "127.0.0.1:0".parse().unwrap(),
         storage: None,
+        tls: None,
         limits,
     }
 }

@@ -21,7 +21,7 @@ use std::{
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::{Output, client::Client, keys, output};
+use super::{Output, client::Client, keys, output, trust::Trust};
 use crate::{
     app::Server,
     config::{Config, Mqtt},
@@ -75,7 +75,7 @@ fn demo(options: &Options, form: Output) -> anyhow::Result<()> {
     });
     let narrator = Narrator::new();
     let server = runtime.block_on(start(folder.path()))?;
-    let url = format!("http://{}", server.http_address());
+    let url = server.url();
     let token = server
         .first_api_token()
         .context("a new control plane makes a token")?
@@ -85,7 +85,9 @@ fn demo(options: &Options, form: Output) -> anyhow::Result<()> {
         folder.path().display()
     ));
 
-    let client = Client::new(&url, Some(token.clone()));
+    let authority = server.app().certificates.authority();
+    let trust = Trust::of_pem(authority.pem().as_bytes())?;
+    let client = Client::new(&url, Some(token.clone()), &trust);
     let shown = steps::run(&client, folder.path(), &narrator, &stop).and_then(|(summary, fleet)| {
         match form {
             Output::Json => output::line(&summary.to_json().to_string()),
@@ -94,7 +96,11 @@ fn demo(options: &Options, form: Output) -> anyhow::Result<()> {
         if !options.once {
             // The token is in the fragment, which browsers keep to themselves.
             narrator.say(&format!(
-                "The fleet goes on. Console: {url}/login#{token}\nCtrl-C ends everything."
+                "The fleet goes on. Console: {url}/login#{token}\n\
+                 Your browser does not know this fleet's authority: import {}, or say that you trust the page, whose\n\
+                 certificate is signed by the one with SHA-256 {}.\nCtrl-C ends everything.",
+                authority.path().display(),
+                authority.digest().to_hex(),
             ));
             fleet.go_on_until(&stop)?;
         }

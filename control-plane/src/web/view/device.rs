@@ -300,6 +300,8 @@ mod tests {
             agent_version: "0.1.0".to_owned(),
             connected: true,
             enrolled_at_ms: 0,
+            certificate_not_after_ms: None,
+            revoked_at_ms: None,
             last_seen_at_ms: Some(0),
             generation: Generation(1),
             desired: serde_json::from_value(desired.into()).unwrap(),

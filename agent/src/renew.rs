@@ -1,0 +1,146 @@
+//! The renewal of the device's certificate: at two thirds of its life, with jitter, over HTTPS, with the certificate itself.
+//!
+//! An expired one still renews for 90 days (the control plane's rule), so a device that was switched off for two months comes
+//! back by itself. Nothing here touches the models or the connection: the next handshake shows the new certificate.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use serde::Deserialize;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock,
+    disk::Disk,
+    enroll::{self, Broker, Certificate, Identity, Life, MqttAccess},
+    tls::{self, DeviceCertificate, DeviceKey},
+};
+
+/// The longest pause before the clock is asked again: it may be set meanwhile.
+const LOOK_EVERY: Duration = Duration::from_secs(3600);
+/// After a failure: a tenth of what is left of the certificate's life, between these.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(3600);
+
+/// When a certificate is to be renewed, in UTC milliseconds: at two thirds of its life, up to a twentieth of it earlier by
+/// `jitter` (0 to 1), so that a fleet that was enrolled in an hour does not come back in one.
+fn due_at_ms(life: Life, jitter: f64) -> u64 {
+    let whole = life.not_after_ms.saturating_sub(life.issued_at_ms) as f64;
+    life.issued_at_ms + (whole * (2.0 / 3.0 - jitter / 20.0)).round() as u64
+}
+
+/// How long to wait after a failure.
+fn retry_after(life: Life, now_ms: u64) -> Duration {
+    Duration::from_millis(life.not_after_ms.saturating_sub(now_ms) / 10).clamp(RETRY_MIN, RETRY_MAX)
+}
+
+/// Renews the certificate again and again.
+pub(crate) struct Renewal {
+    pub(crate) disk: Disk,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) identity: Identity,
+    pub(crate) key: DeviceKey,
+    pub(crate) certificate: Arc<DeviceCertificate>,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    certificate: Certificate,
+    mqtt: MqttAccess,
+}
+
+impl Renewal {
+    /// Runs until `shutdown`.
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+        let jitter = jitter();
+        let mut not_before_ms = 0;
+        loop {
+            let now_ms = clock::now_ms();
+            let due_ms = due_at_ms(self.identity.certificate, jitter).max(not_before_ms);
+            if now_ms < due_ms {
+                let pause = Duration::from_millis(due_ms - now_ms).min(LOOK_EVERY);
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => continue,
+                    () = shutdown.cancelled() => return,
+                }
+            }
+            let renewed = tokio::task::spawn_blocking(move || {
+                let done = self.renew();
+                (self, done)
+            });
+            let (this, done) = tokio::select! {
+                renewed = renewed => match renewed {
+                    Ok(renewed) => renewed,
+                    Err(error) => return tracing::error!(%error, "the renewal of the certificate broke"),
+                },
+                () = shutdown.cancelled() => return,
+            };
+            self = this;
+            match done {
+                Ok(()) => tracing::info!("the certificate is renewed"),
+                Err(error) => {
+                    let retry = retry_after(self.identity.certificate, now_ms);
+                    not_before_ms = now_ms + retry.as_millis() as u64;
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        retry_s = retry.as_secs(),
+                        "the certificate cannot be renewed"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Asks once, and puts the answer to use.
+    fn renew(&mut self) -> anyhow::Result<()> {
+        let http = tls::http(&self.identity.authority()?, Some(Arc::clone(&self.certificate)))?;
+        let url = format!("{}/api/v1/renew", self.identity.server);
+        let answer: Answer = enroll::post(&http, &url, &json!({"request": self.key.request()?}))?;
+        // The certificate first: with the old identity it is only renewed too early.
+        self.certificate
+            .replace(&self.disk, &self.state_dir, &self.key, &answer.certificate.chain)?;
+        let mut identity = self.identity.clone();
+        identity.certificate = answer.certificate.life;
+        identity.mqtt = Broker::at(answer.mqtt, &identity.server)?;
+        identity.write(&self.disk, &self.state_dir)?;
+        self.identity = identity;
+        Ok(())
+    }
+}
+
+/// 0 to 1.
+fn jitter() -> f64 {
+    let mut byte = [128];
+    // Without randomness there is no jitter, which harms nobody.
+    let _ = getrandom::fill(&mut byte);
+    f64::from(byte[0]) / 255.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY_MS: u64 = 86_400_000;
+    const LIFE: Life = Life {
+        issued_at_ms: 100 * DAY_MS,
+        not_after_ms: 130 * DAY_MS,
+    };
+
+    #[test]
+    fn a_certificate_is_due_at_two_thirds_of_its_life_or_a_little_earlier() {
+        assert_eq!(due_at_ms(LIFE, 0.0), 120 * DAY_MS);
+        assert_eq!(due_at_ms(LIFE, 1.0), 118 * DAY_MS + DAY_MS / 2);
+        let none = Life {
+            issued_at_ms: 5,
+            not_after_ms: 4,
+        };
+        assert_eq!(due_at_ms(none, 0.5), 5);
+    }
+
+    #[test]
+    fn whoever_fails_asks_more_often_towards_the_end_and_never_stops() {
+        assert_eq!(retry_after(LIFE, 120 * DAY_MS), RETRY_MAX);
+        assert_eq!(retry_after(LIFE, 130 * DAY_MS - 600_000), Duration::from_secs(60));
+        assert_eq!(retry_after(LIFE, 190 * DAY_MS), RETRY_MIN);
+    }
+}

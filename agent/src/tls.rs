@@ -1,0 +1,383 @@
+//! All TLS of the agent: whom it trusts, who it is, and at what time.
+//!
+//! The time is `clock`'s, not the system's: a board without a battery starts in 1970, when no certificate is valid yet.
+//! Invariant: nothing is trusted but the fleet's own authority (or the one that it names for a foreign broker); the
+//! certificates of the world are not known here.
+
+use std::{
+    fmt,
+    net::TcpStream,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme, StreamOwned,
+    client::{
+        ResolvesClientCert, Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, ring},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    sign::CertifiedKey,
+    time_provider::TimeProvider,
+};
+use skerry_shared::digest::Digest;
+use ureq::unversioned::{
+    resolver::DefaultResolver,
+    transport::{
+        Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, TcpConnector, Transport, TransportAdapter,
+    },
+};
+
+use crate::{
+    clock,
+    disk::{Access, Disk},
+};
+
+/// Said in the TLS greeting, so that the control plane answers with the certificate of the fleet's authority and asks for
+/// this device's.
+const PROTOCOL: &[u8] = b"skerry-device/1";
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+const KEY: &str = "device.key";
+const CERTIFICATE: &str = "device.pem";
+
+fn crypto() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+/// The time by which certificates are judged.
+#[derive(Debug)]
+struct DeviceTime;
+
+impl TimeProvider for DeviceTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(clock::for_certificates()))
+    }
+}
+
+/// The certificates in PEM; at least one.
+pub(crate) fn certificates(pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match all {
+        Ok(all) if !all.is_empty() => Ok(all),
+        _ => bail!("there is no certificate in PEM"),
+    }
+}
+
+/// The device's private key. It is made here and never leaves the device.
+pub(crate) struct DeviceKey(KeyPair);
+
+impl DeviceKey {
+    /// Reads the key of a state folder; `None` before there is one.
+    pub(crate) fn read(disk: &Disk, state_dir: &Path) -> anyhow::Result<Option<DeviceKey>> {
+        let Some(pem) = disk.read(&state_dir.join(KEY))? else {
+            return Ok(None);
+        };
+        let pem = zeroize::Zeroizing::new(pem);
+        let key = std::str::from_utf8(&pem)
+            .ok()
+            .and_then(|pem| KeyPair::from_pem(pem).ok());
+        Ok(Some(DeviceKey(key.context(
+            "device.key is damaged: enrol again with an empty state folder",
+        )?)))
+    }
+
+    /// Makes the key of a state folder, unless it has one: the file is the device's identity.
+    pub(crate) fn make(disk: &Disk, state_dir: &Path) -> anyhow::Result<DeviceKey> {
+        if let Some(key) = DeviceKey::read(disk, state_dir)? {
+            return Ok(key);
+        }
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("cannot make a key")?;
+        let pem = zeroize::Zeroizing::new(key.serialize_pem());
+        disk.write(&state_dir.join(KEY), pem.as_bytes(), Access::OwnerOnly)?;
+        Ok(DeviceKey(key))
+    }
+
+    /// A request for a certificate (PKCS #10, PEM), signed by the key. It asks for no name: the control plane gives one.
+    pub(crate) fn request(&self) -> anyhow::Result<String> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        let request = params
+            .serialize_request(&self.0)
+            .context("cannot make a certificate request")?;
+        request.pem().context("cannot encode a certificate request")
+    }
+
+    fn certified(&self, chain: Vec<CertificateDer<'static>>) -> anyhow::Result<CertifiedKey> {
+        let key = zeroize::Zeroizing::new(self.0.serialize_der());
+        let key = PrivateKeyDer::try_from(&key[..])
+            .map_err(anyhow::Error::msg)?
+            .clone_key();
+        CertifiedKey::from_der(chain, key, &crypto()).context("the certificate is not of this device's key")
+    }
+}
+
+/// The device's certificate with its key, which is replaced while connections use it: the next handshake shows the new one.
+pub(crate) struct DeviceCertificate(RwLock<Arc<CertifiedKey>>);
+
+impl DeviceCertificate {
+    /// Reads what enrolment has left.
+    pub(crate) fn read(disk: &Disk, state_dir: &Path, key: &DeviceKey) -> anyhow::Result<DeviceCertificate> {
+        let pem = disk.read(&state_dir.join(CERTIFICATE))?;
+        let pem = pem.context("device.pem is missing: enrol again with an empty state folder")?;
+        let certified = key.certified(certificates(&pem).context("device.pem is damaged")?)?;
+        Ok(DeviceCertificate(RwLock::new(Arc::new(certified))))
+    }
+
+    /// Puts a new chain on the disk, then into use. One of another key is refused, and the old one stays.
+    pub(crate) fn replace(&self, disk: &Disk, state_dir: &Path, key: &DeviceKey, pem: &str) -> anyhow::Result<()> {
+        let certified = key.certified(certificates(pem.as_bytes())?)?;
+        disk.write(&state_dir.join(CERTIFICATE), pem.as_bytes(), Access::Everybody)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(certified);
+        Ok(())
+    }
+}
+
+/// Puts the first chain on the disk.
+pub(crate) fn write_first(disk: &Disk, state_dir: &Path, key: &DeviceKey, pem: &str) -> anyhow::Result<()> {
+    key.certified(certificates(pem.as_bytes())?)?;
+    Ok(disk.write(&state_dir.join(CERTIFICATE), pem.as_bytes(), Access::Everybody)?)
+}
+
+impl fmt::Debug for DeviceCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceCertificate").finish_non_exhaustive()
+    }
+}
+
+impl ResolvesClientCert for DeviceCertificate {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// A configuration that trusts `authority` alone and shows `own`.
+fn config(authority: &[CertificateDer<'static>], own: Option<Arc<DeviceCertificate>>) -> anyhow::Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    for certificate in authority {
+        roots
+            .add(certificate.clone())
+            .context("the authority's certificate is damaged")?;
+    }
+    let config = ClientConfig::builder_with_details(crypto(), Arc::new(DeviceTime))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
+    let mut config = match own {
+        Some(own) => config.with_client_cert_resolver(own),
+        None => config.with_no_client_auth(),
+    };
+    // A resumed session would go on with the certificate of before.
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// For the connection to the broker.
+pub(crate) fn for_broker(
+    authority: &[CertificateDer<'static>],
+    own: Arc<DeviceCertificate>,
+) -> anyhow::Result<Arc<ClientConfig>> {
+    Ok(Arc::new(config(authority, Some(own))?))
+}
+
+/// An HTTP client for the control plane.
+pub(crate) fn http(
+    authority: &[CertificateDer<'static>],
+    own: Option<Arc<DeviceCertificate>>,
+) -> anyhow::Result<ureq::Agent> {
+    let mut tls = config(authority, own)?;
+    tls.alpn_protocols = vec![PROTOCOL.to_vec()];
+    let config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .https_only(true)
+        .max_redirects(0)
+        .timeout_global(Some(TIMEOUT))
+        .build();
+    let connector = ().chain(TcpConnector::default()).chain(TlsConnector(Arc::new(tls)));
+    Ok(ureq::Agent::with_parts(config, connector, DefaultResolver::default()))
+}
+
+/// TLS over what connects before it: ureq's own knows neither our time nor a certificate that changes.
+#[derive(Debug)]
+struct TlsConnector(Arc<ClientConfig>);
+
+impl<In: Transport> Connector<In> for TlsConnector {
+    type Out = TlsTransport;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        chained: Option<In>,
+    ) -> Result<Option<TlsTransport>, ureq::Error> {
+        let Some(transport) = chained else { return Ok(None) };
+        let host = details.uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| ureq::Error::Tls("the host is no name"))?;
+        let mut connection = ClientConnection::new(Arc::clone(&self.0), name)?;
+        let mut socket = TransportAdapter::new(transport.boxed(), Arc::clone(&details.current_time));
+        socket.set_timeout(details.timeout);
+        connection.complete_io(&mut socket)?;
+        Ok(Some(TlsTransport {
+            buffers: LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size()),
+            stream: StreamOwned::new(connection, socket),
+        }))
+    }
+}
+
+struct TlsTransport {
+    buffers: LazyBuffers,
+    stream: StreamOwned<ClientConnection, TransportAdapter>,
+}
+
+impl fmt::Debug for TlsTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsTransport").finish_non_exhaustive()
+    }
+}
+
+impl Transport for TlsTransport {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
+        use std::io::Write;
+        self.stream.get_mut().set_timeout(timeout);
+        Ok(self.stream.write_all(&self.buffers.output()[..amount])?)
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        use std::io::Read;
+        self.stream.get_mut().set_timeout(timeout);
+        let amount = self.stream.read(self.buffers.input_append_buf())?;
+        self.buffers.input_appended(amount);
+        Ok(amount > 0)
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.stream.get_mut().get_mut().is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        true
+    }
+}
+
+/// Asks a control plane for the certificate of its authority. It counts only if its digest is the pinned one, and nothing is
+/// said to the server here: the handshake is broken off.
+pub(crate) fn fetch_authority(host: &str, port: u16, pinned: Digest) -> anyhow::Result<CertificateDer<'static>> {
+    let seen = Arc::new(Look::default());
+    let mut config = ClientConfig::builder_with_details(crypto(), Arc::new(DeviceTime))
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(seen.clone())
+        .with_no_client_auth();
+    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    let name = ServerName::try_from(host.to_owned()).with_context(|| format!("`{host}` is no host"))?;
+    let mut connection = ClientConnection::new(Arc::new(config), name)?;
+    let mut stream = TcpStream::connect((host, port))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    // It always fails: the certificates are refused once they have been seen.
+    let broken_off = connection.complete_io(&mut stream);
+    let last = seen.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match (last, broken_off) {
+        (Some(last), _) if Digest::of(&last) == pinned => Ok(last),
+        (Some(_), _) => bail!("its certificate is not of the authority that the token names: do not trust this server"),
+        (None, Err(error)) => Err(error).context("it does not speak TLS"),
+        (None, Ok(_)) => bail!("it shows no certificate"),
+    }
+}
+
+/// Looks at the last certificate that a server shows, and refuses them all.
+#[derive(Debug, Default)]
+struct Look(Mutex<Option<CertificateDer<'static>>>);
+
+impl ServerCertVerifier for Look {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let last = intermediates.last().unwrap_or(end_entity).clone().into_owned();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
+        Err(refused())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(refused())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(refused())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        crypto().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+fn refused() -> rustls::Error {
+    rustls::Error::General("the certificates were only looked at".to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A device whose certificate it has signed itself: as good as any for what does not connect.
+    pub(crate) fn of_a_device(state_dir: &Path) -> Arc<ClientConfig> {
+        let key = DeviceKey::make(&Disk::real(), state_dir).unwrap();
+        let certificate = CertificateParams::default().self_signed(&key.0).unwrap();
+        write_first(&Disk::real(), state_dir, &key, &certificate.pem()).unwrap();
+        let own = DeviceCertificate::read(&Disk::real(), state_dir, &key).unwrap();
+        for_broker(&[certificate.der().clone()], Arc::new(own)).unwrap()
+    }
+
+    #[test]
+    fn the_key_is_made_once_and_only_its_owner_reads_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let first = DeviceKey::make(&Disk::real(), folder.path()).unwrap();
+        let again = DeviceKey::make(&Disk::real(), folder.path()).unwrap();
+        assert_eq!(first.0.serialized_der(), again.0.serialized_der());
+        let mode = std::fs::metadata(folder.path().join(KEY)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_certificate_of_another_key_never_replaces_the_devices_own() {
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        of_a_device(folder.path());
+        of_a_device(other.path());
+        let key = DeviceKey::make(&Disk::real(), folder.path()).unwrap();
+        let own = DeviceCertificate::read(&Disk::real(), folder.path(), &key).unwrap();
+        let before = std::fs::read(folder.path().join(CERTIFICATE)).unwrap();
+        let foreign = std::fs::read_to_string(other.path().join(CERTIFICATE)).unwrap();
+        for bad in [foreign.as_str(), "", "-----BEGIN CERTIFICATE-----\n"] {
+            assert!(own.replace(&Disk::real(), folder.path(), &key, bad).is_err());
+        }
+        assert_eq!(std::fs::read(folder.path().join(CERTIFICATE)).unwrap(), before);
+    }
+}
