@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use axum::middleware;
 use skerry_broker::{Broker, BrokerConfig, Disconnect, Limits};
 use skerry_shared::{
     dsse::Envelope,
@@ -75,6 +76,10 @@ pub(crate) const CORE_MIGRATIONS: &[Migration] = &[
     Migration {
         number: 10,
         sql: include_str!("../migrations/core/010_access.sql"),
+    },
+    Migration {
+        number: 11,
+        sql: include_str!("../migrations/core/011_four_eyes.sql"),
     },
     Migration {
         number: 12,
@@ -264,12 +269,12 @@ impl Server {
             transfer: Transfer::new(core.clone(), blobs.clone()),
             mqtt_address,
             broker: broker.as_ref().map(Broker::disconnect),
+            access: Access::new(&config.requests),
             config,
             core,
             telemetry,
             blobs,
             keys,
-            access: Access::default(),
             certificates,
             changes,
             desired_changed: Notify::new(),
@@ -343,7 +348,9 @@ impl Server {
 
 /// All routes: the API, and the console for the rest.
 pub(crate) fn router(app: &Arc<App>) -> axum::Router {
-    api::router(Arc::clone(app)).merge(web::router(Arc::clone(app)))
+    api::router(Arc::clone(app))
+        .merge(web::router(Arc::clone(app)))
+        .layer(middleware::from_fn_with_state(Arc::clone(app), api::load::bound))
 }
 
 /// Holds the data folder for one control plane: a second one would take the first one's runs for dead.
@@ -514,7 +521,7 @@ async fn evaluate_all(app: &App) -> Result<Option<u64>, rollouts::RolloutError> 
     let mut next_look_at_ms = None;
     for id in rollouts::under_way(&app.core).await? {
         loop {
-            let evaluated = rollouts::evaluate(&app.core, id, now_ms()).await?;
+            let evaluated = rollouts::evaluate(&app.core, &app.config.rollouts, id, now_ms()).await?;
             if evaluated.assigned {
                 app.desired_changed.notify_one();
             }

@@ -2,13 +2,16 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use serde::Deserialize;
 
-use crate::signing::online::SigningFolder;
+use crate::{
+    access::limits::RequestLimits, devices::Selector, rollouts::approval::Policy, signing::online::SigningFolder,
+};
 
 /// The checked configuration.
 #[derive(Clone, Debug)]
@@ -35,10 +38,14 @@ pub struct Config {
     pub telemetry_retention_days: u32,
     /// The largest request body: an ONNX file.
     pub body_limit_bytes: usize,
+    /// How much anybody may ask of the API and the console.
+    pub requests: RequestLimits,
     /// How training scripts run.
     pub training: TrainingConfig,
     /// What the model registry asks for.
     pub registry: RegistryConfig,
+    /// Which rollouts need a second person.
+    pub rollouts: Policy,
 }
 
 /// What the model registry asks for.
@@ -176,7 +183,9 @@ impl Config {
             signing_passphrase_file: None,
             telemetry_retention_days: RETENTION_DAYS,
             body_limit_bytes: BODY_LIMIT_BYTES,
+            requests: RequestLimits::default(),
             training: TrainingConfig::default(),
+            rollouts: Policy::default(),
             registry: RegistryConfig::default(),
         }
     }
@@ -242,6 +251,7 @@ impl Config {
         let signing: SigningSection = section.take("signing").unwrap_or_default();
         let telemetry: TelemetrySection = section.take("telemetry").unwrap_or_default();
         let limits: LimitsSection = section.take("limits").unwrap_or_default();
+        let rollouts: RolloutsSection = section.take("rollouts").unwrap_or_default();
         let training: TrainingSection = section.take("training").unwrap_or_default();
         let registry: RegistrySection = section.take("registry").unwrap_or_default();
         section.finish();
@@ -319,6 +329,14 @@ impl Config {
             config.body_limit_bytes = limit;
             if limit < 1024 {
                 mistakes.push("limits.body_bytes must be at least 1024".to_owned());
+            }
+        }
+        limits.apply(&mut config.requests, &mut mistakes);
+        if let Some(text) = rollouts.production {
+            match text.parse::<Selector>() {
+                // An empty one is all devices, which is a way to want it.
+                Ok(production) => config.rollouts.production = Some(production),
+                Err(error) => mistakes.push(format!("rollouts.production: {error}")),
             }
         }
         training.apply(&mut config.training, &mut mistakes);
@@ -492,6 +510,54 @@ struct TelemetrySection {
 #[serde(deny_unknown_fields, default)]
 struct LimitsSection {
     body_bytes: Option<usize>,
+    requests_per_second_per_token: Option<u32>,
+    burst_per_token: Option<u32>,
+    requests_per_second_per_address: Option<u32>,
+    burst_per_address: Option<u32>,
+    requests_at_once: Option<u32>,
+    streams_at_once: Option<u32>,
+    request_seconds: Option<u32>,
+    upload_seconds: Option<u32>,
+}
+
+impl LimitsSection {
+    fn apply(self, limits: &mut RequestLimits, mistakes: &mut Vec<String>) {
+        let fields = [
+            (
+                "requests_per_second_per_token",
+                self.requests_per_second_per_token,
+                &mut limits.per_token.per_second,
+            ),
+            ("burst_per_token", self.burst_per_token, &mut limits.per_token.burst),
+            (
+                "requests_per_second_per_address",
+                self.requests_per_second_per_address,
+                &mut limits.per_address.per_second,
+            ),
+            (
+                "burst_per_address",
+                self.burst_per_address,
+                &mut limits.per_address.burst,
+            ),
+            ("requests_at_once", self.requests_at_once, &mut limits.requests_at_once),
+            ("streams_at_once", self.streams_at_once, &mut limits.streams_at_once),
+            ("request_seconds", self.request_seconds, &mut limits.request_seconds),
+            ("upload_seconds", self.upload_seconds, &mut limits.upload_seconds),
+        ];
+        for (name, value, limit) in fields {
+            match value.map(NonZeroU32::new) {
+                Some(Some(value)) => *limit = value,
+                Some(None) => mistakes.push(format!("limits.{name} must be at least 1")),
+                None => {}
+            }
+        }
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RolloutsSection {
+    production: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -618,6 +684,24 @@ mod tests {
         let kept = |days: u32| Config::parse(&format!("[telemetry]\nretention_days = {days}"));
         assert_eq!(kept(7).unwrap().telemetry_retention_days, 7);
         assert!(kept(0).unwrap_err()[0].contains("telemetry.retention_days"));
+    }
+
+    #[test]
+    fn limits_are_numbers_from_one_on() {
+        let text = "[limits]\nburst_per_token = 7\nrequest_seconds = 5";
+        let limits = Config::parse(text).unwrap().requests;
+        assert_eq!((limits.per_token.burst.get(), limits.request_seconds.get()), (7, 5));
+        let mistakes = Config::parse("[limits]\nburst_per_token = 0\nstreams_at_once = 0").unwrap_err();
+        assert!(mistakes[0].contains("burst_per_token") && mistakes[1].contains("streams_at_once"));
+    }
+
+    #[test]
+    fn production_is_a_label_selector() {
+        let config = |text: &str| Config::parse(&format!("[rollouts]\nproduction = \"{text}\""));
+        let production = config("stage=production").unwrap().rollouts.production.unwrap();
+        assert_eq!(production, "stage=production".parse().unwrap());
+        assert_eq!(Config::parse("").unwrap().rollouts.production, None);
+        assert!(config("production").unwrap_err()[0].contains("rollouts.production"));
     }
 
     #[test]

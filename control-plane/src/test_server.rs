@@ -66,19 +66,23 @@ fn request(token: &str, method: &str, path: &str) -> Builder {
 
 impl TestServer {
     pub(crate) async fn start() -> TestServer {
-        let bind = SocketAddr::from(([127, 0, 0, 1], 0));
-        TestServer::start_with(Mqtt::Embedded { bind }).await
+        TestServer::start_configured(|_| ()).await
     }
 
     pub(crate) async fn start_with(mqtt: Mqtt) -> TestServer {
+        TestServer::start_configured(|config| config.mqtt = mqtt).await
+    }
+
+    pub(crate) async fn start_configured(change: impl FnOnce(&mut Config)) -> TestServer {
         let dir = tempfile::tempdir().unwrap();
         keys::init(&dir.path().join("signing")).unwrap();
         let mut config = Config::new(dir.path());
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
         config.http_bind = any_port;
-        config.mqtt = mqtt;
+        config.mqtt = Mqtt::Embedded { bind: any_port };
         config.signing_dir = dir.path().join("signing/online");
         config.body_limit_bytes = BODY_LIMIT_BYTES;
+        change(&mut config);
         let server = Server::start(config).await.unwrap();
         TestServer {
             router: app::router(server.app()),
@@ -126,6 +130,16 @@ impl TestServer {
         assert_eq!(response.status(), StatusCode::OK);
         let frames = response.into_body().into_data_stream();
         frames.map(|frame| String::from_utf8(frame.unwrap().to_vec()).unwrap())
+    }
+
+    /// A user with this role, and a token that acts for it.
+    pub(crate) async fn token_of_user(&self, name: &str, role: Role) -> String {
+        let body = serde_json::json!({"name": name, "role": role, "password": "correct horse battery"});
+        let answer = self.api("POST", "/api/v1/users", body.to_string()).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.body);
+        let body = serde_json::json!({"name": "test", "user": name});
+        let answer = self.api("POST", "/api/v1/tokens", body.to_string()).await;
+        answer.json()["secret"].as_str().unwrap().to_owned()
     }
 
     /// A token that stands alone, of this role.

@@ -4,6 +4,8 @@
 //! changes something only with an [`Actor`]; a grant is looked up for every request, so it ends with its token, its user or its
 //! role; there is always a way in for an admin.
 
+mod attempts;
+pub mod limits;
 mod name;
 mod password;
 pub mod roles;
@@ -21,6 +23,9 @@ use crate::{
     audit::{self, By, Fact},
     db::{Db, DbError},
 };
+use attempts::Attempts;
+pub use attempts::Network;
+use limits::{Load, RequestLimits};
 pub use name::{InvalidName, UserName};
 use password::{HashError, Hashing};
 use store::{Holder, StoredToken, StoredUser};
@@ -89,7 +94,8 @@ impl std::str::FromStr for Role {
 /// Who a request comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Actor {
-    /// How it stands in the audit log: `alice`, `alice/ci` for her token `ci`, `token:ci` for one that stands alone.
+    /// How it stands in the audit log: `alice`, `alice/ci` for her token `ci`, `alice:ci` for one that stands alone and that
+    /// she has made, `token:ci` for one that comes from the first token. [`person_of`] reads it.
     pub name: String,
     /// What it may do.
     pub role: Role,
@@ -99,6 +105,21 @@ pub struct Actor {
     /// alone. Four eyes are two of these.
     pub person: String,
 }
+
+impl Actor {
+    /// Whoever changes something now, for the audit log.
+    pub fn by(&self, at_ms: u64) -> By {
+        By::new(self.name.clone(), at_ms)
+    }
+}
+
+/// The person behind an actor's name as the audit log, a rollout or a model version keeps it.
+pub fn person_of(actor: &str) -> &str {
+    actor.split(['/', ':']).next().unwrap_or_default()
+}
+
+/// The person behind the first token, and all that stand alone and were made with it. No user can have this name.
+const FIRST_PERSON: &str = "token";
 
 /// What a browser or program has signed in with.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -260,9 +281,25 @@ impl From<HashError> for AccessError {
 }
 
 /// What checking credentials needs beside the database.
-#[derive(Default)]
 pub struct Access {
     hashing: Hashing,
+    attempts: Attempts,
+    /// What is asked of the API and the console.
+    pub(crate) load: Load,
+}
+
+/// How a sign-in ended that was let in to be looked at.
+#[derive(Debug)]
+pub enum SignIn {
+    /// The password is right.
+    Granted(Grant),
+    /// It is not, or there is no such user.
+    Wrong,
+    /// Too many failures of this account or from this address: it was not looked at.
+    Wait {
+        /// How long, in milliseconds.
+        ms: u64,
+    },
 }
 
 /// Makes the first token if there is neither a token nor a user.
@@ -276,8 +313,8 @@ pub async fn ensure_first_token(db: &Db, now_ms: u64) -> Result<Option<Zeroizing
             return Ok(None);
         }
         let token = Token {
-            person: format!("token:{}", fresh.id),
             id: fresh.id,
+            person: FIRST_PERSON.to_owned(),
             name: "first".to_owned(),
             owner: None,
             role: Role::Admin,
@@ -361,7 +398,7 @@ fn granted(holder: Holder, now_ms: u64) -> Option<Grant> {
                 actor: Actor {
                     name: match &token.owner {
                         Some(owner) => format!("{owner}/{}", token.name),
-                        None => format!("token:{}", token.name),
+                        None => format!("{}:{}", token.person, token.name),
                     },
                     role,
                     user: token.owner,
@@ -375,11 +412,51 @@ fn granted(holder: Holder, now_ms: u64) -> Option<Grant> {
 }
 
 impl Access {
-    /// What a name and a password give, if they belong together. It takes as long for a name that nobody has.
+    /// Makes one with these limits.
+    pub fn new(limits: &RequestLimits) -> Access {
+        Access {
+            hashing: Hashing::default(),
+            attempts: Attempts::default(),
+            load: Load::new(limits),
+        }
+    }
+
+    /// Signs a user in. Failures make the account and the address wait longer and longer, and stand in the audit log.
     ///
     /// # Errors
     /// [`AccessError::Busy`], or the database's.
-    pub async fn password_grant(
+    pub async fn sign_in(
+        &self,
+        db: &Db,
+        (name, password): (&str, Zeroizing<String>),
+        from: Network,
+        now_ms: u64,
+    ) -> Result<SignIn, AccessError> {
+        // A name that is none gets no memory of its own: anybody can send as many as they like.
+        let account = name.parse::<UserName>().is_ok().then_some(name);
+        if let Err(ms) = self.attempts.begin(account, from, now_ms) {
+            return Ok(SignIn::Wait { ms });
+        }
+        if let Some(grant) = self.password_grant(db, name, password, now_ms).await? {
+            self.attempts.succeeded(name, from);
+            return Ok(SignIn::Granted(grant));
+        }
+        let fact = Fact::new("sign-in.refused", format!("user/{}", account.unwrap_or("?"))).with("from", from);
+        db.write(move |conn| audit::append(conn, &By::new("nobody", now_ms), fact))
+            .await?;
+        Ok(SignIn::Wrong)
+    }
+
+    /// Notes that somebody has signed in with a token that is none.
+    ///
+    /// # Errors
+    /// How many milliseconds the address should wait. It is no reason to refuse a right token: none is found by trying.
+    pub fn wrong_token(&self, from: Network, now_ms: u64) -> Result<(), u64> {
+        self.attempts.begin(None, from, now_ms)
+    }
+
+    /// What a name and a password give, if they belong together. It takes as long for a name that nobody has.
+    async fn password_grant(
         &self,
         db: &Db,
         name: &str,
@@ -512,6 +589,14 @@ pub async fn users(db: &Db) -> Result<Vec<User>, DbError> {
     Ok(stored.into_iter().map(|stored| stored.user).collect())
 }
 
+/// One user.
+///
+/// # Errors
+/// [`AccessError::NoUser`], or the database's.
+pub async fn user(db: &Db, name: UserName) -> Result<User, AccessError> {
+    db.read(move |conn| require_user(conn, &name)).await
+}
+
 fn require_user(conn: &rusqlite::Connection, name: &UserName) -> Result<User, AccessError> {
     let stored = store::user(conn, name)?;
     Ok(stored.ok_or_else(|| AccessError::NoUser(name.clone()))?.user)
@@ -543,7 +628,7 @@ pub async fn create_token(db: &Db, by: &Grant, new: NewToken, now_ms: u64) -> Re
     if owner != maker.user && maker.role < Role::Admin {
         return Err(AccessError::NotYours);
     }
-    let log = By::new(maker.name.clone(), now_ms);
+    let log = maker.by(now_ms);
     let asked_end_at_ms = new.ttl_ms.map(|ttl| now_ms + ttl);
     let expires_at_ms = asked_end_at_ms.into_iter().chain(by.ends_at_ms).min();
     let fresh = Fresh::make().map_err(|error| AccessError::Secret(Box::new(error)))?;
@@ -613,8 +698,11 @@ pub async fn revoke_token(db: &Db, revoker: &Actor, id: TokenId, now_ms: u64) ->
         };
         store::delete_token(conn, &id)?;
         require_admin(conn, now_ms)?;
-        let log = By::new(revoker.name, now_ms);
-        Ok(audit::append(conn, &log, token_fact("token.revoke", &stored.token))?)
+        Ok(audit::append(
+            conn,
+            &revoker.by(now_ms),
+            token_fact("token.revoke", &stored.token),
+        )?)
     })
     .await
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 const NAME_MAX: usize = 64;
 
 /// A user's name: 1 to 64 of `a-z`, `0-9` and `-_.@+`, beginning with a letter or digit. No capitals, so that no two names look
-/// alike; no `/` and `:`, which separate names in the log.
+/// alike; no `/` and `:`, which separate names in the log. Nobody is `token`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct UserName(String);
@@ -28,6 +28,9 @@ impl UserName {
 impl FromStr for UserName {
     type Err = InvalidName;
     fn from_str(text: &str) -> Result<Self, InvalidName> {
+        if text == super::FIRST_PERSON {
+            return Err(InvalidName(text.to_owned()));
+        }
         check(text, |c| c.is_ascii_lowercase() || c.is_ascii_digit())?;
         Ok(UserName(text.to_owned()))
     }
@@ -78,7 +81,7 @@ mod tests {
         }
         let long = "a".repeat(65);
         for text in [
-            "", "Alice", "al ice", "alice/ci", "token:x", "-x", "älice", "a\nb", &long,
+            "", "Alice", "al ice", "alice/ci", "token:x", "token", "-x", "älice", "a\nb", &long,
         ] {
             assert!(text.parse::<UserName>().is_err(), "{text}");
         }

@@ -29,7 +29,7 @@ impl World {
         let first = token_grant(&db, &text, NOW).await.unwrap().unwrap();
         World {
             db,
-            access: Access::default(),
+            access: Access::new(&RequestLimits::default()),
             first,
             _folder: folder,
         }
@@ -170,6 +170,37 @@ async fn a_password_signs_in_and_nothing_else_does() {
     let who = ("carol".parse().unwrap(), Role::Viewer);
     world.access.create_user(&world.db, who, None, by()).await.unwrap();
     assert_eq!(world.sign_in("carol", "").await, None);
+}
+
+#[tokio::test]
+async fn failed_sign_ins_wait_and_stand_in_the_audit_log() {
+    let world = World::new().await;
+    world.user("alice", Role::Viewer).await;
+    let from = Network::from(std::net::IpAddr::from([192, 0, 2, 1]));
+    let sign_in = async |password: &str| {
+        let password = Zeroizing::new(password.to_owned());
+        world
+            .access
+            .sign_in(&world.db, ("alice", password), from, NOW)
+            .await
+            .unwrap()
+    };
+    for _ in 0..5 {
+        assert!(matches!(sign_in("wrong").await, SignIn::Wrong));
+    }
+    // Even the right one: whoever guesses must not learn that it was.
+    assert!(matches!(sign_in(PASSWORD).await, SignIn::Wait { ms: 1000 }));
+    let filter = audit::Filter {
+        action: Some("sign-in.refused".to_owned()),
+        limit: 10,
+        ..audit::Filter::default()
+    };
+    let entries = audit::list(&world.db, filter).await.unwrap();
+    assert_eq!(entries.len(), 5);
+    assert_eq!(
+        (entries[0].object.as_str(), entries[0].details["from"].as_str()),
+        ("user/alice", "192.0.2.1")
+    );
 }
 
 #[tokio::test]
@@ -318,7 +349,10 @@ async fn one_person_stays_one_whatever_it_signs_in_with() {
     let (again, _) = world.token(&alone, new_token(Owner::Nobody, None)).await.unwrap();
     for grant in [&session, &own, &alone, &again] {
         assert_eq!(grant.actor.person, "alice");
+        assert_eq!(person_of(&grant.actor.name), "alice", "{}", grant.actor.name);
     }
+    assert_eq!(again.actor.name, "alice:ci");
+    assert_eq!(person_of(&world.first.actor.name), world.first.actor.person);
     assert_eq!(alone.actor.user, None);
     assert_ne!(world.first.actor.person, "alice");
 }

@@ -12,7 +12,7 @@ use axum::{
 use futures_util::StreamExt;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
-use super::Problem;
+use super::{Problem, load};
 use crate::{
     access::{self, Grant, Role, roles},
     app::{App, Change, now_ms},
@@ -29,13 +29,16 @@ pub(super) async fn require_token(
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok());
     let Some(token) = bearer.and_then(|value| value.strip_prefix("Bearer ")) else {
+        load::count_network(&app, request.extensions())?;
         return Err(unauthorized(
             "this call needs the header `Authorization: Bearer <API token>`",
         ));
     };
     let Some(grant) = access::token_grant(&app.core, token.trim(), now_ms()).await? else {
+        load::count_network(&app, request.extensions())?;
         return Err(unauthorized("the API token is not known, or over"));
     };
+    load::count_credential(&app, &grant.credential)?;
     let path = request.extensions().get::<MatchedPath>();
     let path = path.and_then(|path| path.as_str().strip_prefix("/api/v1"));
     // A route without a path is none that anybody has listed.
@@ -45,7 +48,7 @@ pub(super) async fn require_token(
     }
     request.extensions_mut().insert(grant.actor.clone());
     request.extensions_mut().insert(grant.clone());
-    Ok(until_over(&app, grant, needs, next.run(request).await))
+    until_over(&app, grant, needs, next.run(request).await)
 }
 
 fn unauthorized(detail: &str) -> Problem {
@@ -53,13 +56,24 @@ fn unauthorized(detail: &str) -> Problem {
 }
 
 /// Cuts an answer that goes on when its grant ends: an event stream, a log that is followed.
-pub(crate) fn until_over(app: &Arc<App>, grant: Grant, needs: Role, answer: Response) -> Response {
+///
+/// # Errors
+/// When too many go on already.
+pub(crate) fn until_over(app: &Arc<App>, grant: Grant, needs: Role, answer: Response) -> Result<Response, Problem> {
     if answer.body().size_hint().exact().is_some() {
-        return answer;
+        return Ok(answer);
     }
+    let Some(place) = app.access.load.stream() else {
+        return Err(Problem::busy("too many answers go on already"));
+    };
     let (parts, body) = answer.into_parts();
-    let over = Box::pin(over(Arc::clone(app), grant, needs));
-    Response::from_parts(parts, Body::from_stream(body.into_data_stream().take_until(over)))
+    let over = over(Arc::clone(app), grant, needs);
+    let over = Box::pin(async move {
+        over.await;
+        drop(place);
+    });
+    let body = Body::from_stream(body.into_data_stream().take_until(over));
+    Ok(Response::from_parts(parts, body))
 }
 
 /// Returns when a grant has ended, or its role has become too small.

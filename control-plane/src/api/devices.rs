@@ -19,9 +19,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Problem,
-    extract::{CalledBy, JsonBody, UrlPath, UrlQuery},
+    extract::{CalledBy, Caller, JsonBody, UrlPath, UrlQuery},
 };
 use crate::{
+    access::Role,
     app::{App, Change, now_ms, random_hex},
     ca::{
         CONTROL_PLANE, Request,
@@ -103,17 +104,20 @@ struct ChangeBody {
     request_body = ChangeBody,
     responses(
         (status = 200, description = "The device after the change", body = DeviceView),
+        (status = 403, description = "The role is too small, or the device would leave production, which takes an admin"),
         (status = 404, description = "There is no such device"),
         (status = 422, description = "A label is malformed"),
     ))]
 async fn change(
     State(app): State<Arc<App>>,
-    CalledBy(by): CalledBy,
+    Caller(actor): Caller,
     UrlPath(id): UrlPath<String>,
     JsonBody(body): JsonBody<ChangeBody>,
 ) -> Result<Json<DeviceView>, Problem> {
     let id = parse_id(&id)?;
-    devices::set_labels(&app.core, &id, body.labels, by).await?;
+    let production = app.config.rollouts.production.clone();
+    let kept = production.filter(|_| actor.role < Role::Admin);
+    devices::set_labels(&app.core, &id, body.labels, kept, actor.by(now_ms())).await?;
     app.changes.send(Change::Device(id.clone()));
     Ok(Json(devices::get(&app.core, &id).await?.into()))
 }

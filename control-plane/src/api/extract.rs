@@ -38,7 +38,7 @@ impl<S: Send + Sync> FromRequestParts<S> for CalledBy {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let Caller(actor) = Caller::from_request_parts(parts, state).await?;
-        Ok(CalledBy(By::new(actor.name, now_ms())))
+        Ok(CalledBy(actor.by(now_ms())))
     }
 }
 

@@ -9,6 +9,7 @@ mod devices;
 mod document;
 mod events;
 mod extract;
+pub(crate) mod load;
 mod metadata;
 mod models;
 mod problem;
@@ -70,9 +71,10 @@ fn documented(app: &Arc<App>) -> OpenApiRouter<Arc<App>> {
     let open = OpenApiRouter::default()
         .routes(routes!(health))
         .merge(devices::open_routes());
+    let count = middleware::from_fn_with_state(Arc::clone(app), load::count_address);
     let mut all = OpenApiRouter::with_openapi(document::empty())
-        .nest("/api/v1", protected.merge(open))
-        .merge(metadata::open_routes());
+        .nest("/api/v1", protected.merge(open.layer(count.clone())))
+        .merge(metadata::open_routes().layer(count));
     document::describe_failures(all.get_openapi_mut());
     document::name_wildcards(all.get_openapi_mut());
     all

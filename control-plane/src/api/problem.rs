@@ -1,5 +1,7 @@
 //! Problem details (RFC 9457): what a client learns about a failed call.
 
+use std::time::Duration;
+
 use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
@@ -26,6 +28,8 @@ pub(crate) struct Problem {
     kind: &'static str,
     title: &'static str,
     detail: String,
+    /// When to come again, in seconds.
+    retry_after: Option<u64>,
 }
 
 /// The body of every failed call (RFC 9457).
@@ -55,6 +59,7 @@ impl Problem {
             kind,
             title,
             detail: detail.into(),
+            retry_after: None,
         }
     }
 
@@ -96,6 +101,22 @@ impl Problem {
         Problem::new(StatusCode::FORBIDDEN, "forbidden", title, detail)
     }
 
+    /// For somebody who asks too often.
+    pub(crate) fn too_many(wait: Duration) -> Problem {
+        let title = "too many requests";
+        let mut problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", title, "");
+        problem.retry_after = Some(wait.as_millis().div_ceil(1000).max(1) as u64);
+        problem
+    }
+
+    /// For a control plane that has enough to do.
+    pub(crate) fn busy(detail: impl Into<String>) -> Problem {
+        let title = "the control plane has enough to do";
+        let mut problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", title, detail);
+        problem.retry_after = Some(1);
+        problem
+    }
+
     /// For errors whose cause is ours: the log gets the chain, the client does not.
     pub(crate) fn internal(error: impl std::error::Error + Send + Sync + 'static) -> Problem {
         tracing::error!(error = format!("{:#}", anyhow::Error::new(error)), "a call failed");
@@ -118,6 +139,9 @@ impl IntoResponse for Problem {
             // RFC 9110 §11.6.1: a 401 says how to do better.
             let scheme = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        }
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
         response
     }
@@ -153,10 +177,7 @@ impl From<AccessError> for Problem {
                 let title = "the role does not allow it";
                 Problem::new(StatusCode::FORBIDDEN, "forbidden", title, error.to_string())
             }
-            AccessError::Busy => {
-                let title = "the control plane has enough to do";
-                Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", title, error.to_string())
-            }
+            AccessError::Busy => Problem::busy(error.to_string()),
             AccessError::Secret(_) => Problem::internal(error),
             AccessError::Db(error) => error.into(),
         }
@@ -191,6 +212,10 @@ impl From<DeviceError> for Problem {
             DeviceError::Exists(_) => Problem::conflict(error.to_string()),
             DeviceError::NotFound(_) => Problem::not_found(error.to_string()),
             DeviceError::Label(_) => Problem::refused(error.to_string()),
+            DeviceError::Kept(_) => {
+                let title = "the role does not allow it";
+                Problem::new(StatusCode::FORBIDDEN, "forbidden", title, error.to_string())
+            }
             DeviceError::Db(error) => error.into(),
         }
     }
@@ -267,7 +292,17 @@ impl From<RolloutError> for Problem {
             RolloutError::Invalid(_) | RolloutError::Selector(_) | RolloutError::NoDevices(_) => {
                 Problem::refused(error.to_string())
             }
-            RolloutError::Overlap { .. } | RolloutError::State { .. } => Problem::conflict(error.to_string()),
+            RolloutError::Overlap { .. } | RolloutError::State { .. } | RolloutError::NothingToApprove(_) => {
+                Problem::conflict(error.to_string())
+            }
+            RolloutError::Unapproved(_) => {
+                let title = "somebody else must approve this first";
+                Problem::new(StatusCode::CONFLICT, "approval-needed", title, error.to_string())
+            }
+            RolloutError::Author(_) | RolloutError::NotAPerson(_) => {
+                let title = "somebody else must do this";
+                Problem::new(StatusCode::FORBIDDEN, "four-eyes", title, error.to_string())
+            }
             RolloutError::Publish(error) => error.into(),
             RolloutError::Device(error) => error.into(),
             RolloutError::Db(error) => error.into(),

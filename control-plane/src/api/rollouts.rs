@@ -17,12 +17,12 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Problem,
-    extract::{CalledBy, JsonBody, UrlPath},
+    extract::{CalledBy, Caller, JsonBody, UrlPath},
 };
 use crate::{
-    app::{App, Change},
+    app::{App, Change, now_ms},
     devices::Selector,
-    rollouts::{self, NewRollout, Rollout, RolloutError, group::GroupRule},
+    rollouts::{self, NewRollout, Rollout, RolloutError, approval, group::GroupRule},
 };
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
@@ -33,6 +33,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(pause))
         .routes(routes!(resume))
         .routes(routes!(abort))
+        .routes(routes!(approve))
 }
 
 #[derive(Serialize, ToSchema)]
@@ -93,7 +94,7 @@ fn yes() -> bool {
 #[utoipa::path(post, path = "/rollouts", operation_id = "create_rollout", tag = "rollouts",
     request_body = CreateBody,
     responses(
-        (status = 201, description = "Created; started unless it is a draft", body = Rollout),
+        (status = 201, description = "Created; started unless it is a draft or waits for an approval", body = Rollout),
         (status = 404, description = "No bundle of this version is published"),
         (status = 409, description = "Another rollout of the model is not over on one of the devices"),
         (status = 422, description = "A group or the selector is refused, or chooses no device"),
@@ -112,7 +113,7 @@ async fn create(
         silent_after_ms: body.silent_after_seconds.map(|seconds| seconds.saturating_mul(1000)),
         start: body.start,
     };
-    let rollout = rollouts::create(&app.core, new, by).await?;
+    let rollout = rollouts::create(&app.core, &app.config.rollouts, new, by).await?;
     tracing::info!(rollout.id = rollout.id.0, model.name = %rollout.model, model.version = %rollout.version, "a rollout is created");
     app.changes.send(Change::Rollout(rollout.id));
     Ok((StatusCode::CREATED, Json(rollout)))
@@ -151,7 +152,10 @@ async fn resume(
     CalledBy(by): CalledBy,
     UrlPath(id): UrlPath<u64>,
 ) -> Result<Json<Rollout>, Problem> {
-    changed(&app, rollouts::resume(&app.core, RolloutId(id), by).await)
+    changed(
+        &app,
+        rollouts::resume(&app.core, &app.config.rollouts, RolloutId(id), by).await,
+    )
 }
 
 /// Stops a rollout
@@ -170,6 +174,29 @@ async fn abort(
     UrlPath(id): UrlPath<u64>,
 ) -> Result<Json<Rollout>, Problem> {
     changed(&app, rollouts::abort(&app.core, RolloutId(id), by).await)
+}
+
+/// Approves a rollout that reaches production
+///
+/// Only a user who is not its author can; it begins or goes on then, unless it was made as a draft.
+#[utoipa::path(post, path = "/rollouts/{id}/approve", operation_id = "approve_rollout", tag = "rollouts",
+    params(("id" = u64, Path, description = "The rollout")),
+    responses(
+        (status = 200, description = "The rollout after the change", body = Rollout),
+        (status = 403, description = "The caller made it, or is no user"),
+        (status = 404, description = "There is no such rollout"),
+        (status = 409, description = "It does not wait for an approval"),
+    ))]
+async fn approve(
+    State(app): State<Arc<App>>,
+    Caller(actor): Caller,
+    UrlPath(id): UrlPath<u64>,
+) -> Result<Json<Rollout>, Problem> {
+    let policy = &app.config.rollouts;
+    changed(
+        &app,
+        approval::approve(&app.core, policy, RolloutId(id), &actor, now_ms()).await,
+    )
 }
 
 fn changed(app: &App, rollout: Result<Rollout, RolloutError>) -> Result<Json<Rollout>, Problem> {

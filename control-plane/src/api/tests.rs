@@ -1,6 +1,9 @@
 //! What the API promises as a whole: its document, and its answers to calls that are not understood.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
+};
 
 use axum::{
     body::Body,
@@ -13,6 +16,7 @@ use skerry_shared::desired::Reported;
 use crate::{
     access::{Role, roles},
     app::now_ms,
+    config::Config,
     devices,
     test_server::{Answer, BODY_LIMIT_BYTES, TestServer},
 };
@@ -85,6 +89,7 @@ async fn the_document_names_every_call() {
         "POST /api/v1/models/{name}/versions",
         "POST /api/v1/rollouts",
         "POST /api/v1/rollouts/{id}/abort",
+        "POST /api/v1/rollouts/{id}/approve",
         "POST /api/v1/rollouts/{id}/pause",
         "POST /api/v1/rollouts/{id}/resume",
         "POST /api/v1/tokens",
@@ -274,6 +279,119 @@ async fn a_stream_ends_when_its_user_is_shut_out_and_not_when_another_is() {
 }
 
 #[tokio::test]
+async fn who_asks_too_often_is_told_when_to_come_again() {
+    let few = |config: &mut Config| {
+        config.requests.per_token.burst = NonZeroU32::new(5).unwrap();
+        config.requests.per_token.per_second = NonZeroU32::MIN;
+        config.requests.per_address = config.requests.per_token;
+    };
+    let server = TestServer::start_configured(few).await;
+    let viewer = server.token_of(Role::Viewer).await;
+    let mut last = server.api_as(&viewer, "GET", "/api/v1/devices", "").await;
+    // More than the burst, and than what comes back while they are sent.
+    for _ in 0..100 {
+        last = server.api_as(&viewer, "GET", "/api/v1/devices", "").await;
+        if last.status == StatusCode::TOO_MANY_REQUESTS {
+            break;
+        }
+    }
+    assert_problem(&last, 429, "too-many-requests");
+    assert_eq!(last.header("retry-after"), "1");
+    // Others are not held up by it.
+    assert_eq!(server.api("GET", "/api/v1/devices", "").await.status, StatusCode::OK);
+
+    for (path, token) in [("/api/v1/health", ""), ("/api/v1/devices", "Bearer skp_wrong")] {
+        let mut refused = false;
+        for _ in 0..100 {
+            let request = Request::get(path).header("authorization", token);
+            let answer = server.send(request.body(Body::empty()).unwrap()).await;
+            refused |= answer.status == StatusCode::TOO_MANY_REQUESTS;
+        }
+        assert!(refused, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_control_plane_that_has_enough_to_do_says_so() {
+    let server = TestServer::start().await;
+    let load = &server.server.app().access.load;
+    let mut places = Vec::new();
+    while let Some(place) = load.stream() {
+        places.push(place);
+    }
+    let answer = server.start_answer("GET", "/api/v1/events", &server.token).await;
+    assert_eq!(answer, (503, "application/problem+json".to_owned()));
+    places.clear();
+    assert_eq!(server.start_answer("GET", "/api/v1/events", &server.token).await.0, 200);
+
+    while let Some(place) = load.request() {
+        places.push(place);
+    }
+    let answer = server.api("GET", "/api/v1/devices", "").await;
+    assert_problem(&answer, 503, "busy");
+    assert_eq!(answer.header("retry-after"), "1");
+    places.clear();
+    assert_eq!(server.api("GET", "/api/v1/devices", "").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_body_that_never_comes_ends_the_request() {
+    let hasty = |config: &mut Config| config.requests.request_seconds = NonZeroU32::MIN;
+    let server = TestServer::start_configured(hasty).await;
+    let never = Body::from_stream(futures_util::stream::pending::<Result<String, std::io::Error>>());
+    let answer = server.api("POST", "/api/v1/models", never).await;
+    assert_problem(&answer, 408, "timeout");
+}
+
+#[tokio::test]
+async fn a_rollout_to_production_takes_two_persons() {
+    let production = |config: &mut Config| config.rollouts.production = Some("stage=production".parse().unwrap());
+    let server = TestServer::start_configured(production).await;
+    let document = document(&server).await;
+    let alice = server.token_of_user("alice", Role::Operator).await;
+    let bob = server.token_of_user("bob", Role::Operator).await;
+    let looks = server.token_of_user("carol", Role::Viewer).await;
+    server.enroll("dev-1", &[("stage", "production")]).await;
+    server.publish("motion", 2).await;
+    let body = json!({"model": "motion", "version": 2, "groups": [{"size": "1"}]}).to_string();
+    let made = server.api_as(&alice, "POST", "/api/v1/rollouts", body).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.body);
+    let made = made.json();
+    assert_eq!(
+        (&made["state"], &made["author"]),
+        (&json!("draft"), &json!("alice/test"))
+    );
+    assert_eq!(made["approval"], json!({"state": "needed", "starts": true}));
+    let schema = &document["paths"]["/api/v1/rollouts/{id}"]["get"]["responses"]["200"]["content"]["application/json"];
+    assert_fits(&document, &schema["schema"], &made, "rollout");
+
+    let resumed = server.api_as(&bob, "POST", "/api/v1/rollouts/1/resume", "").await;
+    assert_problem(&resumed, 409, "approval-needed");
+    // The author with a second token of her own, made for the purpose.
+    let second = server
+        .api_as(&alice, "POST", "/api/v1/tokens", json!({"name": "other"}).to_string())
+        .await;
+    let second = second.json()["secret"].as_str().unwrap().to_owned();
+    let approve = async |token: &str| server.api_as(token, "POST", "/api/v1/rollouts/1/approve", "").await;
+    for own in [&alice, &second] {
+        assert_problem(&approve(own).await, 403, "four-eyes");
+    }
+    assert_problem(&approve(&looks).await, 403, "forbidden");
+    // The first token is nobody's: no person stands behind it.
+    assert_problem(&approve(&server.token).await, 403, "four-eyes");
+    // Nobody but an admin takes the device out of production to get around it.
+    let relabel = json!({"labels": {"stage": null}}).to_string();
+    let relabelled = server.api_as(&alice, "PATCH", "/api/v1/devices/dev-1", relabel).await;
+    assert_problem(&relabelled, 403, "forbidden");
+
+    let approved = approve(&bob).await;
+    assert_eq!(approved.status, StatusCode::OK, "{}", approved.body);
+    assert_eq!(approved.json()["approval"]["by"], "bob/test");
+    assert_fits(&document, &schema["schema"], &approved.json(), "approved rollout");
+    assert_problem(&approve(&bob).await, 409, "conflict");
+}
+
+#[tokio::test]
 async fn every_operation_is_described_with_its_failures() {
     let server = TestServer::start().await;
     let document = document(&server).await;
@@ -360,9 +478,12 @@ fn resolve<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
 fn assert_fits(document: &Value, schema: &Value, value: &Value, place: &str) {
     let schema = resolve(document, schema);
     if let Some(choices) = schema["oneOf"].as_array() {
-        let choice = choices
-            .iter()
-            .find(|choice| (choice["type"] == "null") == value.is_null());
+        let fits = |choice: &&Value| {
+            // Choices of objects are told apart by a member that has one value in each.
+            let tag = choice["properties"]["state"]["enum"].as_array();
+            (choice["type"] == "null") == value.is_null() && tag.is_none_or(|tag| tag.contains(&value["state"]))
+        };
+        let choice = choices.iter().find(fits);
         return assert_fits(document, choice.unwrap(), value, place);
     }
     let (properties, required) = members(document, schema);

@@ -144,7 +144,7 @@ fn parse_name(text: &str) -> Result<UserName, Problem> {
 /// Who the API token belongs to.
 #[derive(Serialize, ToSchema)]
 struct Whoami {
-    /// As it stands in the audit log: `alice/ci` for a token of alice, `token:ci` for one that stands alone.
+    /// As it stands in the audit log: `alice/ci` for a token of alice, `alice:ci` for one that stands alone.
     name: String,
     /// The user that the token acts for.
     #[schema(value_type = Option<String>)]

@@ -18,6 +18,7 @@ mod rollout;
 mod run;
 mod serve;
 mod telemetry;
+mod terminal;
 mod token;
 pub mod trust;
 mod user;
@@ -133,7 +134,7 @@ enum Command {
     /// Bundles: build, sign, publish, inspect.
     #[command(subcommand)]
     Bundle(bundle::Command),
-    /// Rollouts: create, watch, pause, resume, abort.
+    /// Rollouts: create, approve, watch, pause, resume, abort.
     #[command(subcommand)]
     Rollout(rollout::Command),
     /// What devices have measured.

@@ -75,6 +75,11 @@ pub(super) enum Command {
         /// The rollout's number.
         id: u64,
     },
+    /// Approves a rollout that reaches production. Its author cannot, with none of its tokens; it begins then.
+    Approve {
+        /// The rollout's number.
+        id: u64,
+    },
     /// Stops a rollout; devices that have not finished return to what they ran.
     Abort {
         /// The rollout's number.
@@ -111,6 +116,12 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
                 body["silent_after_seconds"] = json!(silent_after.as_secs());
             }
             let rollout = client.post("/api/v1/rollouts", &body)?;
+            if rollout["approval"]["state"] == "needed" {
+                output::note(&format!(
+                    "it reaches production: another user must approve it, `skerry rollout approve {}`",
+                    rollout["id"]
+                ));
+            }
             if watch && let Some(id) = rollout["id"].as_u64() {
                 return self::watch(&client, id, global.output);
             }
@@ -142,6 +153,7 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
         Command::Watch { id } => return watch(&client, id, global.output),
         Command::Pause { id } => client.post(&format!("/api/v1/rollouts/{id}/pause"), &json!({}))?,
         Command::Resume { id } => client.post(&format!("/api/v1/rollouts/{id}/resume"), &json!({}))?,
+        Command::Approve { id } => client.post(&format!("/api/v1/rollouts/{id}/approve"), &json!({}))?,
         Command::Abort { id } => client.post(&format!("/api/v1/rollouts/{id}/abort"), &json!({}))?,
     };
     match global.output {

@@ -11,6 +11,7 @@ use super::{
     Done, Global, Output,
     client::list,
     output::{self, ago, text},
+    terminal::Terminal,
 };
 use crate::access::{Role, UserName};
 
@@ -28,7 +29,7 @@ pub(super) enum Command {
         /// What it may do: viewer, operator, publisher or admin.
         #[arg(long)]
         role: Role,
-        /// Reads the password from stdin.
+        /// Reads the password from stdin; without it the terminal is asked.
         #[arg(long, conflicts_with = "no_password")]
         password_stdin: bool,
         /// Makes a user that has API tokens only.
@@ -59,7 +60,7 @@ pub(super) enum Command {
     Password {
         /// The user.
         name: UserName,
-        /// Reads the password from stdin.
+        /// Reads the password from stdin; without it the terminal is asked.
         #[arg(long)]
         password_stdin: bool,
     },
@@ -123,10 +124,16 @@ fn row(user: &Value) -> [String; 5] {
 }
 
 fn password(from_stdin: bool) -> anyhow::Result<Zeroizing<String>> {
-    if !from_stdin {
-        bail!("give the password on stdin: --password-stdin");
+    if from_stdin {
+        return read_password(std::io::stdin().lock());
     }
-    read_password(std::io::stdin().lock())
+    let mut terminal = Terminal::open().context("give the password on stdin: --password-stdin")?;
+    let first = terminal.ask("password, at least 12 characters: ")?;
+    let second = terminal.ask("the same again: ")?;
+    if *first != *second {
+        bail!("the two passwords differ; nothing was changed");
+    }
+    Ok(first)
 }
 
 /// Reads a password to its end; the line end of `echo` is none of it.

@@ -85,6 +85,9 @@ pub enum DeviceError {
     /// A label that would not survive a selector.
     #[error("`{0}` is no label: 1 to 63 of A-Z, a-z, 0-9, `-`, `_`, `.` and `/`")]
     Label(String),
+    /// Labels that only an admin may take away.
+    #[error("only an admin may take a device out of {0}")]
+    Kept(Selector),
     /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
@@ -307,14 +310,16 @@ pub async fn get(db: &Db, id: &DeviceId) -> Result<Device, DeviceError> {
         .await
 }
 
-/// Sets and removes labels.
+/// Sets and removes labels. A device that `kept` matches must go on matching it: whoever could take a device out of production
+/// for a moment could roll out to it without anybody else's word.
 ///
 /// # Errors
-/// [`DeviceError::NotFound`], [`DeviceError::Label`], or the database's.
+/// [`DeviceError::NotFound`], [`DeviceError::Label`], [`DeviceError::Kept`], or the database's.
 pub async fn set_labels(
     db: &Db,
     id: &DeviceId,
     changes: BTreeMap<String, Option<String>>,
+    kept: Option<Selector>,
     by: By,
 ) -> Result<(), DeviceError> {
     check_labels(changes.iter().map(|(key, value)| (key.as_str(), value.as_deref())))?;
@@ -329,6 +334,12 @@ pub async fn set_labels(
                 Some(value) => labels.insert(key, value),
                 None => labels.remove(&key),
             };
+        }
+        if let Some(kept) = kept
+            && kept.matches(&before.0)
+            && !kept.matches(&labels)
+        {
+            return Err(DeviceError::Kept(kept));
         }
         store::set_labels(conn, &id, &labels)?;
         let fact = Fact::new("device.labels", format!("device/{id}"))

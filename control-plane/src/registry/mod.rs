@@ -18,6 +18,7 @@ use skerry_shared::{
 use utoipa::ToSchema;
 
 use crate::{
+    access::person_of,
     audit::{self, By, Fact},
     blob::{BlobError, BlobStore},
     db::{Db, DbError},
@@ -305,7 +306,7 @@ pub async fn approve(
         if let Some(Approval { by, .. }) = info.approval {
             return Err(RegistryError::Approved { model, version, by });
         }
-        if approver == Approver::SomebodyElse && info.registered_by == by.actor {
+        if approver == Approver::SomebodyElse && person_of(&info.registered_by) == person_of(&by.actor) {
             return Err(RegistryError::OwnVersion(by.actor));
         }
         let approval = Approval {

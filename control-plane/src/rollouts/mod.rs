@@ -4,6 +4,7 @@
 //! A rollout changes only what devices should run; they converge and report. Invariant: a device's desired state and the
 //! rollout's memory of it change in one transaction, so a crash at any point leaves both or neither.
 
+pub mod approval;
 pub mod group;
 mod plan;
 mod store;
@@ -21,6 +22,7 @@ use skerry_shared::{
 };
 use utoipa::ToSchema;
 
+use approval::{Approval, Policy, hold_unapproved, require_approval};
 use group::GroupRule;
 
 use crate::{
@@ -70,6 +72,10 @@ pub struct Rollout {
     pub reason: String,
     /// The groups, in order.
     pub groups: Vec<Group>,
+    /// Who made it; empty for those that were made before anybody asked.
+    pub author: String,
+    /// Whether a second person must approve it, and who did.
+    pub approval: Approval,
     /// UTC milliseconds.
     pub created_at_ms: u64,
     /// UTC milliseconds, once it is finished or stopped.
@@ -110,7 +116,7 @@ impl Rollout {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RolloutState {
-    /// Waits for somebody to start it.
+    /// Waits for somebody to start it, or to approve it.
     Draft,
     /// Started; nothing has been assigned yet.
     Ready,
@@ -294,6 +300,20 @@ pub enum RolloutError {
         /// What was asked for.
         wanted: &'static str,
     },
+    /// A second person must approve the rollout first.
+    #[error(
+        "rollout {0} reaches production: a user who is not its author must approve it first (`skerry rollout approve {0}`)"
+    )]
+    Unapproved(RolloutId),
+    /// The rollout does not wait for anybody.
+    #[error("rollout {0} does not wait for an approval")]
+    NothingToApprove(RolloutId),
+    /// The author's word is no second one.
+    #[error("rollout {0} must be approved by somebody else than its author")]
+    Author(RolloutId),
+    /// Only users are persons.
+    #[error("`{0}` acts for no user: only a person can approve a rollout")]
+    NotAPerson(String),
     /// The bundle is not published.
     #[error(transparent)]
     Publish(#[from] PublishError),
@@ -316,11 +336,11 @@ pub struct Evaluated {
     pub next_look_at_ms: Option<u64>,
 }
 
-/// Creates a rollout: chooses its devices now, and starts it unless it shall be a draft.
+/// Creates a rollout: chooses its devices now, and starts it unless it shall be a draft or needs a second person first.
 ///
 /// # Errors
 /// [`RolloutError`]; nothing is created then.
-pub async fn create(db: &Db, new: NewRollout, by: By) -> Result<Rollout, RolloutError> {
+pub async fn create(db: &Db, policy: &Policy, new: NewRollout, by: By) -> Result<Rollout, RolloutError> {
     let probation_ms = new.probation_ms.unwrap_or(u64::from(DEFAULT_PROBATION_MS));
     let silent_after_ms = new.silent_after_ms.unwrap_or(DEFAULT_SILENT_AFTER_MS);
     if probation_ms > PROBATION_MAX_MS {
@@ -342,9 +362,12 @@ pub async fn create(db: &Db, new: NewRollout, by: By) -> Result<Rollout, Rollout
         ));
     }
     let bundle = publish::get_bundle(db, &new.model, new.version).await?;
+    let policy = policy.clone();
     db.write(move |conn| {
         let mut chosen = devices::store::list(conn)?;
         chosen.retain(|device| new.selector.matches(&device.labels));
+        let approval = policy.at_creation(&chosen, new.start);
+        let starts = new.start && approval == Approval::NotNeeded;
         let id = store::next_id(conn)?;
         let groups = plan::groups(id, &new.groups, chosen)?;
         let rollout = Rollout {
@@ -356,17 +379,19 @@ pub async fn create(db: &Db, new: NewRollout, by: By) -> Result<Rollout, Rollout
             probation_ms: probation_ms as u32,
             silent_after_ms,
             selector: new.selector,
-            state: if new.start {
+            state: if starts {
                 RolloutState::Ready
             } else {
                 RolloutState::Draft
             },
             reason: String::new(),
             groups,
+            author: by.actor.clone(),
+            approval,
             created_at_ms: by.at_ms,
             ended_at_ms: None,
         };
-        if new.start {
+        if starts {
             check_overlap(conn, &rollout)?;
         }
         store::insert(conn, &rollout)?;
@@ -423,14 +448,16 @@ fn require(conn: &Connection, id: RolloutId) -> Result<Rollout, RolloutError> {
 /// # Errors
 /// [`RolloutError`]; nothing has changed then.
 pub async fn pause(db: &Db, id: RolloutId, by: By) -> Result<Rollout, RolloutError> {
-    change(db, id, ("rollout.pause", "paused"), by, |rollout| match rollout.state {
-        RolloutState::Ready | RolloutState::Running => {
-            rollout.state = RolloutState::Paused;
-            rollout.reason = "paused by an operator".to_owned();
-            true
-        }
-        RolloutState::Paused => true,
-        _ => false,
+    change(db, id, ("rollout.pause", "paused"), by, |_, rollout| {
+        Ok(match rollout.state {
+            RolloutState::Ready | RolloutState::Running => {
+                rollout.state = RolloutState::Paused;
+                rollout.reason = "paused by an operator".to_owned();
+                true
+            }
+            RolloutState::Paused => true,
+            _ => false,
+        })
     })
     .await
 }
@@ -439,14 +466,17 @@ pub async fn pause(db: &Db, id: RolloutId, by: By) -> Result<Rollout, RolloutErr
 ///
 /// # Errors
 /// [`RolloutError`]; nothing has changed then.
-pub async fn resume(db: &Db, id: RolloutId, by: By) -> Result<Rollout, RolloutError> {
-    change(db, id, ("rollout.resume", "resumed"), by, |rollout| {
-        match rollout.state {
+pub async fn resume(db: &Db, policy: &Policy, id: RolloutId, by: By) -> Result<Rollout, RolloutError> {
+    let policy = policy.clone();
+    change(db, id, ("rollout.resume", "resumed"), by, move |conn, rollout| {
+        Ok(match rollout.state {
             RolloutState::Draft => {
+                require_approval(conn, &policy, rollout)?;
                 rollout.state = RolloutState::Ready;
                 true
             }
             RolloutState::Paused => {
+                require_approval(conn, &policy, rollout)?;
                 plan::accept_inconclusive(rollout);
                 rollout.state = RolloutState::Running;
                 rollout.reason = String::new();
@@ -454,7 +484,7 @@ pub async fn resume(db: &Db, id: RolloutId, by: By) -> Result<Rollout, RolloutEr
             }
             RolloutState::Ready | RolloutState::Running => true,
             _ => false,
-        }
+        })
     })
     .await
 }
@@ -464,8 +494,8 @@ pub async fn resume(db: &Db, id: RolloutId, by: By) -> Result<Rollout, RolloutEr
 /// # Errors
 /// [`RolloutError`]; nothing has changed then.
 pub async fn abort(db: &Db, id: RolloutId, by: By) -> Result<Rollout, RolloutError> {
-    change(db, id, ("rollout.abort", "aborted"), by, |rollout| {
-        match rollout.state {
+    change(db, id, ("rollout.abort", "aborted"), by, |_, rollout| {
+        Ok(match rollout.state {
             RolloutState::Draft | RolloutState::Ready | RolloutState::Running | RolloutState::Paused => {
                 rollout.state = RolloutState::Stopping;
                 rollout.reason = "aborted by an operator".to_owned();
@@ -473,7 +503,7 @@ pub async fn abort(db: &Db, id: RolloutId, by: By) -> Result<Rollout, RolloutErr
             }
             RolloutState::Stopping | RolloutState::Stopped => true,
             RolloutState::Finished => false,
-        }
+        })
     })
     .await
 }
@@ -483,12 +513,12 @@ async fn change(
     id: RolloutId,
     (action, wanted): (&'static str, &'static str),
     by: By,
-    change: impl FnOnce(&mut Rollout) -> bool + Send + 'static,
+    change: impl FnOnce(&Connection, &mut Rollout) -> Result<bool, RolloutError> + Send + 'static,
 ) -> Result<Rollout, RolloutError> {
     db.write(move |conn| {
         let mut rollout = require(conn, id)?;
         let before = rollout.state;
-        if !change(&mut rollout) {
+        if !change(conn, &mut rollout)? {
             return Err(RolloutError::State {
                 id,
                 state: before,
@@ -520,7 +550,8 @@ pub async fn under_way(db: &Db) -> Result<Vec<RolloutId>, DbError> {
 ///
 /// # Errors
 /// [`RolloutError::NotFound`], or the database's; nothing has changed then.
-pub async fn evaluate(db: &Db, id: RolloutId, now_ms: u64) -> Result<Evaluated, RolloutError> {
+pub async fn evaluate(db: &Db, policy: &Policy, id: RolloutId, now_ms: u64) -> Result<Evaluated, RolloutError> {
+    let policy = policy.clone();
     db.write(move |conn| {
         let before = require(conn, id)?;
         let mut after = before.clone();
@@ -532,7 +563,8 @@ pub async fn evaluate(db: &Db, id: RolloutId, now_ms: u64) -> Result<Evaluated, 
                 next_look_at_ms = silent_at_ms.into_iter().chain(next_look_at_ms).min();
             }
         }
-        let actions = plan::decide(&mut after, now_ms);
+        let mut actions = plan::decide(&mut after, now_ms);
+        hold_unapproved(conn, &policy, &mut after, &mut actions)?;
         for action in &actions {
             act(conn, &mut after, action, now_ms)?;
         }

@@ -8,7 +8,7 @@ use super::{DeviceProgress, Group, Rollout, group::GroupRule};
 use crate::db::{DbError, from_json, from_word, to_json, to_word};
 
 const COLUMNS: &str = "id, model, version, target, index_digest, probation_ms, silent_after_ms, selector, state, reason, \
-                       groups, created_at_ms, ended_at_ms";
+                       groups, created_at_ms, ended_at_ms, author, approval";
 const UNDER_WAY: &str = "state NOT IN ('draft', 'finished', 'stopped')";
 
 /// A group as stored: its devices have rows of their own.
@@ -34,8 +34,9 @@ pub(super) fn next_id(conn: &Connection) -> Result<RolloutId, DbError> {
 }
 
 pub(super) fn insert(conn: &Connection, rollout: &Rollout) -> Result<(), DbError> {
-    let sql =
-        format!("INSERT INTO rollouts ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)");
+    let sql = format!(
+        "INSERT INTO rollouts ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"
+    );
     conn.execute(
         &sql,
         params![
@@ -52,6 +53,8 @@ pub(super) fn insert(conn: &Connection, rollout: &Rollout) -> Result<(), DbError
             stored_groups(rollout),
             rollout.created_at_ms as i64,
             rollout.ended_at_ms.map(|at| at as i64),
+            rollout.author,
+            to_json(&rollout.approval),
         ],
     )?;
     let mut statement = conn.prepare_cached(
@@ -71,16 +74,17 @@ pub(super) fn insert(conn: &Connection, rollout: &Rollout) -> Result<(), DbError
     Ok(())
 }
 
-/// Writes what may change: state, reason, acceptance, and the devices that differ.
+/// Writes what may change: state, reason, acceptance, approval, and the devices that differ.
 pub(super) fn update(conn: &Connection, rollout: &Rollout) -> Result<(), DbError> {
     conn.execute(
-        "UPDATE rollouts SET state = ?2, reason = ?3, groups = ?4, ended_at_ms = ?5 WHERE id = ?1",
+        "UPDATE rollouts SET state = ?2, reason = ?3, groups = ?4, ended_at_ms = ?5, approval = ?6 WHERE id = ?1",
         params![
             rollout.id.0 as i64,
             to_word(&rollout.state),
             rollout.reason,
             stored_groups(rollout),
-            rollout.ended_at_ms.map(|at| at as i64)
+            rollout.ended_at_ms.map(|at| at as i64),
+            to_json(&rollout.approval),
         ],
     )?;
     let mut statement = conn.prepare_cached(
@@ -151,6 +155,8 @@ fn parse(row: &Row<'_>) -> Result<Rollout, DbError> {
         groups: groups.collect(),
         created_at_ms: row.get::<_, i64>(11)? as u64,
         ended_at_ms: row.get::<_, Option<i64>>(12)?.map(|at| at as u64),
+        author: row.get(13)?,
+        approval: from_json(&row.get::<_, String>(14)?)?,
     })
 }
 

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+mod four_eyes;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -38,6 +40,7 @@ fn model() -> ModelName {
 /// A database with a published bundle (version 2 of `m`) and devices `d0`, `d1`, … of which the even ones have `site=a`.
 struct World {
     db: Db,
+    policy: Policy,
     _folder: tempfile::TempDir,
 }
 
@@ -66,7 +69,11 @@ impl World {
             Ok(())
         };
         db.write(insert).await.unwrap();
-        World { db, _folder: folder }
+        World {
+            db,
+            policy: Policy::default(),
+            _folder: folder,
+        }
     }
 
     async fn create(&self, sizes: &[&str]) -> Rollout {
@@ -96,7 +103,7 @@ impl World {
             silent_after_ms: Some(silent_after_ms),
             start: true,
         };
-        create(&self.db, new, by()).await
+        create(&self.db, &self.policy, new, by()).await
     }
 
     async fn create_with(&self, groups: Vec<GroupRule>, start: bool) -> Result<Rollout, RolloutError> {
@@ -109,13 +116,18 @@ impl World {
             silent_after_ms: Some(SILENT_AFTER_MS),
             start,
         };
-        create(&self.db, new, by()).await
+        create(&self.db, &self.policy, new, by()).await
     }
 
     /// Evaluates until nothing changes, as the driver does.
     async fn settle(&self, id: RolloutId, now_ms: u64) -> Rollout {
-        while evaluate(&self.db, id, now_ms).await.unwrap().changed {}
+        while evaluate(&self.db, &self.policy, id, now_ms).await.unwrap().changed {}
         get(&self.db, id).await.unwrap()
+    }
+
+    async fn succeed(&self, id: &DeviceId, now_ms: u64) {
+        let succeeded = Some(OutcomeResult::Succeeded);
+        self.report(id, UpdateState::Idle, succeeded, now_ms).await;
     }
 
     async fn device(&self, id: &DeviceId) -> Device {
@@ -279,7 +291,10 @@ async fn silence_is_inconclusive_and_pauses() {
     world.settle(rollout.id, NOW).await;
     let silent_at = NOW + SILENT_AFTER_MS;
     assert_eq!(
-        evaluate(&world.db, rollout.id, NOW).await.unwrap().next_look_at_ms,
+        evaluate(&world.db, &world.policy, rollout.id, NOW)
+            .await
+            .unwrap()
+            .next_look_at_ms,
         Some(silent_at)
     );
     assert_eq!(
@@ -291,7 +306,7 @@ async fn silence_is_inconclusive_and_pauses() {
     assert_eq!(paused.groups[0].devices[0].state, DeviceState::Silent);
 
     // A person goes on: the next group begins, and the silent device may still come back.
-    resume(&world.db, rollout.id, by()).await.unwrap();
+    resume(&world.db, &world.policy, rollout.id, by()).await.unwrap();
     let going_on = world.settle(rollout.id, silent_at).await;
     assert!(going_on.groups[1].devices[0].detail.assigned.is_some());
     let late = &going_on.groups[0].devices[0].device;
@@ -314,7 +329,7 @@ async fn pause_holds_the_next_group() {
         .await;
     let paused = world.settle(rollout.id, NOW).await;
     assert!(paused.groups[1].devices[0].detail.assigned.is_none());
-    resume(&world.db, rollout.id, by()).await.unwrap();
+    resume(&world.db, &world.policy, rollout.id, by()).await.unwrap();
     let resumed = world.settle(rollout.id, NOW).await;
     assert!(resumed.groups[1].devices[0].detail.assigned.is_some());
     assert!(!resumed.groups[0].accepted, "it had proved itself");
@@ -357,7 +372,7 @@ async fn a_draft_touches_nothing_until_it_is_started() {
         pause(&world.db, draft.id, by()).await,
         Err(RolloutError::State { .. })
     ));
-    resume(&world.db, draft.id, by()).await.unwrap();
+    resume(&world.db, &world.policy, draft.id, by()).await.unwrap();
     assert_eq!(world.settle(draft.id, NOW).await.state, RolloutState::Running);
     // One rollout of a model at a time on a device.
     assert!(matches!(
@@ -395,7 +410,7 @@ async fn an_unpublished_version_cannot_be_rolled_out() {
         start: true,
     };
     assert!(matches!(
-        create(&world.db, new.clone(), by()).await,
+        create(&world.db, &world.policy, new.clone(), by()).await,
         Err(RolloutError::Invalid(_))
     ));
     let rule = GroupRule {
@@ -408,7 +423,7 @@ async fn an_unpublished_version_cannot_be_rolled_out() {
         ..new
     };
     assert!(matches!(
-        create(&world.db, new, by()).await,
+        create(&world.db, &world.policy, new, by()).await,
         Err(RolloutError::Publish(_))
     ));
 }
@@ -542,6 +557,8 @@ fn planned(devices: usize, success_percent: u8, error_percent: u8) -> Rollout {
         state: RolloutState::Ready,
         reason: String::new(),
         groups: plan::groups(RolloutId(1), &rules, (0..devices).map(silent_device).collect()).unwrap(),
+        author: String::new(),
+        approval: Approval::NotNeeded,
         created_at_ms: 0,
         ended_at_ms: None,
     }

@@ -6,7 +6,12 @@ use axum::{
     response::{Html, IntoResponse, Response},
 };
 
-use crate::{access::Role, db::DbError, devices::DeviceError, rollouts::RolloutError};
+use crate::{
+    access::{AccessError, Role},
+    db::DbError,
+    devices::DeviceError,
+    rollouts::RolloutError,
+};
 
 /// A failed page.
 #[derive(Debug)]
@@ -24,6 +29,10 @@ pub(super) enum PageError {
     },
     /// The present state does not allow it.
     Conflict(String),
+    /// The content of a form is refused.
+    Refused(String),
+    /// Too many failed sign-ins; wait so many milliseconds.
+    Wait(u64),
     /// The form or address is malformed.
     Malformed,
     /// Too many of something.
@@ -46,6 +55,25 @@ impl From<DbError> for PageError {
     }
 }
 
+impl From<AccessError> for PageError {
+    fn from(error: AccessError) -> PageError {
+        match error {
+            AccessError::NoUser(_) | AccessError::NoToken(_) => PageError::NotFound(sentence(&error)),
+            AccessError::Exists(_) | AccessError::LastAdmin | AccessError::TooMany(_) => {
+                PageError::Conflict(sentence(&error))
+            }
+            AccessError::Name(_)
+            | AccessError::Password(_)
+            | AccessError::Life
+            | AccessError::RoleTooHigh { .. }
+            | AccessError::NotYours => PageError::Refused(sentence(&error)),
+            AccessError::Busy => PageError::Busy("Too many passwords are being checked."),
+            AccessError::Secret(_) => PageError::internal(error),
+            AccessError::Db(error) => error.into(),
+        }
+    }
+}
+
 impl From<DeviceError> for PageError {
     fn from(error: DeviceError) -> PageError {
         match error {
@@ -59,7 +87,12 @@ impl From<RolloutError> for PageError {
     fn from(error: RolloutError) -> PageError {
         match error {
             RolloutError::NotFound(_) => PageError::NotFound(sentence(&error)),
-            RolloutError::State { .. } | RolloutError::Overlap { .. } => PageError::Conflict(sentence(&error)),
+            RolloutError::State { .. }
+            | RolloutError::Overlap { .. }
+            | RolloutError::Unapproved(_)
+            | RolloutError::NothingToApprove(_)
+            | RolloutError::Author(_)
+            | RolloutError::NotAPerson(_) => PageError::Conflict(sentence(&error)),
             other => PageError::internal(other),
         }
     }
@@ -96,6 +129,12 @@ impl IntoResponse for PageError {
                 (StatusCode::FORBIDDEN, "Not allowed", text)
             }
             PageError::Conflict(text) => (StatusCode::CONFLICT, "Not possible now", text),
+            PageError::Refused(text) => (StatusCode::UNPROCESSABLE_ENTITY, "Refused", text),
+            PageError::Wait(ms) => {
+                let seconds = ms.div_ceil(1000);
+                let text = format!("Too many failed sign-ins. Try again in {seconds} s.");
+                (StatusCode::TOO_MANY_REQUESTS, "Please wait", text)
+            }
             PageError::Malformed => {
                 let text = "The request is malformed.".to_owned();
                 (StatusCode::BAD_REQUEST, "Not understood", text)

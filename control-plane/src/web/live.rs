@@ -10,7 +10,7 @@ use axum::{
 use futures_util::{Stream, StreamExt, stream};
 use tokio_stream::wrappers::BroadcastStream;
 
-use super::{Console, PageError, session::Session};
+use super::{Console, PageError, session::Visit};
 use crate::app::{Change, now_ms};
 
 /// Tells a page that anything may have moved: at the beginning, and after it was too slow.
@@ -18,7 +18,7 @@ const ALL: &str = "all";
 
 pub(super) async fn events(
     State(console): State<Console>,
-    Extension(session): Extension<Session>,
+    Extension(visit): Extension<Visit>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, PageError> {
     let permit = console
         .streams
@@ -27,7 +27,7 @@ pub(super) async fn events(
     let changes = BroadcastStream::new(console.app.changes.subscribe());
     let words = changes.map(|change| change.map_or_else(|_| ALL.to_owned(), |change| words(&change)));
     let shutdown = console.app.shutdown.clone();
-    let left = Duration::from_millis(session.expires_at_ms.saturating_sub(now_ms()));
+    let left = Duration::from_millis(visit.expires_at_ms.saturating_sub(now_ms()));
     let ended = async move {
         tokio::select! {
             () = shutdown.cancelled_owned() => {}

@@ -3,6 +3,7 @@
 //! Pages are whole without JavaScript; the script only swaps in what a fresh copy of the same page shows. Invariant: no page
 //! but the sign-in is shown without a session, and nothing a device or user wrote reaches a page unescaped.
 
+mod account;
 mod assets;
 mod error;
 mod live;
@@ -13,6 +14,7 @@ mod sign_in;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+mod users;
 mod view;
 
 use std::sync::Arc;
@@ -30,9 +32,12 @@ use tokio::sync::Semaphore;
 
 use self::{
     error::PageError,
-    session::{Attempts, Sessions},
+    session::{Cookie, Sessions},
 };
-use crate::{api::Problem, app::App};
+use crate::{
+    api::{Problem, load},
+    app::App,
+};
 
 /// A form here has two short fields.
 const FORM_LIMIT_BYTES: usize = 8 * 1024;
@@ -56,16 +61,16 @@ const SECURITY_HEADERS: [(HeaderName, &str); 3] = [
 pub(crate) struct Console {
     app: Arc<App>,
     sessions: Arc<Sessions>,
-    attempts: Arc<Attempts>,
+    cookie: Cookie,
     streams: Arc<Semaphore>,
 }
 
 /// All routes of the console; it also answers for addresses that nobody knows.
 pub(crate) fn router(app: Arc<App>) -> Router {
     let console = Console {
+        cookie: Cookie::of(&app.config),
         app,
         sessions: Arc::default(),
-        attempts: Arc::default(),
         streams: Arc::new(Semaphore::new(STREAMS_MAX)),
     };
     let protected = Router::new()
@@ -77,16 +82,29 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/rollouts/{id}/pause", post(rollouts::pause))
         .route("/rollouts/{id}/resume", post(rollouts::resume))
         .route("/rollouts/{id}/abort", post(rollouts::abort))
+        .route("/rollouts/{id}/approve", post(rollouts::approve))
+        .route("/account", get(account::show))
+        .route("/account/tokens", post(account::create_token))
+        .route("/account/tokens/{id}/revoke", post(account::revoke_token))
+        .route("/account/password", post(account::set_password))
+        .route("/users", get(users::list).post(users::create))
+        .route("/users/{name}/role", post(users::set_role))
+        .route("/users/{name}/disable", post(users::disable))
+        .route("/users/{name}/enable", post(users::enable))
         .route("/console/events", get(live::events))
         .route("/logout", post(sign_in::logout))
         .layer(middleware::from_fn_with_state(
             console.clone(),
             sign_in::require_session,
         ));
-    Router::new()
-        .merge(protected)
+    let count = middleware::from_fn_with_state(Arc::clone(&console.app), load::count_address);
+    let open = Router::new()
         .route("/login", get(sign_in::form).post(sign_in::login))
         .route("/assets/{file}", get(assets::serve))
+        .layer(count);
+    Router::new()
+        .merge(protected)
+        .merge(open)
         .fallback(unknown)
         .layer(middleware::map_response(add_headers))
         .layer(DefaultBodyLimit::max(FORM_LIMIT_BYTES))

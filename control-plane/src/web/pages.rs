@@ -13,13 +13,14 @@ use serde::Deserialize;
 
 use super::{
     Console, PageError, page,
-    session::Session,
+    session::Visit,
     view::{
         device::{DeviceView, FleetView, Wanted},
         model::{ModelView, model_views},
     },
 };
 use crate::{
+    access::Role,
     app::now_ms,
     devices::{self, Selector},
     publish, registry,
@@ -33,16 +34,21 @@ pub(super) struct Frame {
     pub(super) watch: String,
     pub(super) csrf: String,
     pub(super) now_ms: u64,
+    /// Who has signed in.
+    pub(super) who: String,
+    pub(super) role: Role,
 }
 
 impl Frame {
     /// A frame as of now.
-    pub(super) fn new(here: &'static str, watch: impl Into<String>, session: Session) -> Frame {
+    pub(super) fn new(here: &'static str, watch: impl Into<String>, visit: Visit) -> Frame {
         Frame {
             here,
             watch: watch.into(),
-            csrf: session.csrf,
+            csrf: visit.csrf,
             now_ms: now_ms(),
+            who: visit.grant.actor.name,
+            role: visit.grant.actor.role,
         }
     }
 }
@@ -64,12 +70,12 @@ struct FleetPage {
 
 pub(super) async fn fleet(
     State(console): State<Console>,
-    Extension(session): Extension<Session>,
+    Extension(visit): Extension<Visit>,
     query: Result<Query<FleetQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Html<String>, PageError> {
     let Query(query) = query.map_err(|_| PageError::Malformed)?;
-    let frame = Frame::new("fleet", "device", session);
+    let frame = Frame::new("fleet", "device", visit);
     let (devices, error) = match Selector::from_str(&query.selector) {
         Ok(selector) => (devices::list(&console.app.core, &selector).await?, None),
         Err(error) => (Vec::new(), Some(error.to_string())),
@@ -89,12 +95,12 @@ struct DevicePage {
 
 pub(super) async fn device(
     State(console): State<Console>,
-    Extension(session): Extension<Session>,
+    Extension(visit): Extension<Visit>,
     Path(id): Path<String>,
 ) -> Result<Html<String>, PageError> {
     let missing = |_| PageError::NotFound("There is no such device.".to_owned());
     let device = devices::get(&console.app.core, &id.parse().map_err(missing)?).await?;
-    let frame = Frame::new("fleet", format!("device:{}", device.id), session);
+    let frame = Frame::new("fleet", format!("device:{}", device.id), visit);
     let device = DeviceView::new(&device, frame.now_ms);
     page(&DevicePage { frame, device })
 }
@@ -108,12 +114,12 @@ struct ModelsPage {
 
 pub(super) async fn models(
     State(console): State<Console>,
-    Extension(session): Extension<Session>,
+    Extension(visit): Extension<Visit>,
 ) -> Result<Html<String>, PageError> {
     let core = &console.app.core;
     let (models, bundles) = (registry::list(core).await?, publish::list(core).await?);
     let devices = devices::list(core, &Selector::default()).await?;
-    let frame = Frame::new("models", "model bundle device", session);
+    let frame = Frame::new("models", "model bundle device", visit);
     let models = model_views(models, &bundles, &devices, frame.now_ms);
     page(&ModelsPage { frame, models })
 }

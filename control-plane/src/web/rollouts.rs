@@ -1,4 +1,4 @@
-//! The pages of rollouts, and the three things a person can do to one.
+//! The pages of rollouts, and what a person can do to one.
 
 use askama::Template;
 use axum::{
@@ -12,15 +12,15 @@ use skerry_shared::id::RolloutId;
 use super::{
     Console, PageError, page,
     pages::Frame,
-    session::Session,
+    session::Visit,
     sign_in::{CsrfForm, check_form},
     view::rollout::{RolloutRow, RolloutView},
 };
 use crate::{
     api::CalledBy,
-    app::Change,
+    app::{Change, now_ms},
     devices::{self, Selector},
-    rollouts::{self, Rollout, RolloutError},
+    rollouts::{self, Rollout, RolloutError, approval},
 };
 
 #[derive(Template)]
@@ -32,9 +32,9 @@ struct RolloutsPage {
 
 pub(super) async fn list(
     State(console): State<Console>,
-    Extension(session): Extension<Session>,
+    Extension(visit): Extension<Visit>,
 ) -> Result<Html<String>, PageError> {
-    let frame = Frame::new("rollouts", "rollout", session);
+    let frame = Frame::new("rollouts", "rollout", visit);
     let rollouts = rollouts::list(&console.app.core).await?;
     let rollouts = rollouts
         .iter()
@@ -52,13 +52,14 @@ struct RolloutPage {
 
 pub(super) async fn show(
     State(console): State<Console>,
-    Extension(session): Extension<Session>,
+    Extension(visit): Extension<Visit>,
     Path(id): Path<String>,
 ) -> Result<Html<String>, PageError> {
     let rollout = rollouts::get(&console.app.core, parse(&id)?).await?;
     let devices = devices::list(&console.app.core, &Selector::default()).await?;
-    let frame = Frame::new("rollouts", format!("rollout:{} device", rollout.id), session);
-    let rollout = RolloutView::new(&rollout, &devices, frame.now_ms);
+    let actor = visit.grant.actor.clone();
+    let frame = Frame::new("rollouts", format!("rollout:{} device", rollout.id), visit);
+    let rollout = RolloutView::new(&rollout, &devices, &actor, frame.now_ms);
     page(&RolloutPage { frame, rollout })
 }
 
@@ -72,37 +73,54 @@ type FormResult = Result<Form<CsrfForm>, FormRejection>;
 pub(super) async fn pause(
     State(console): State<Console>,
     CalledBy(by): CalledBy,
-    Extension(session): Extension<Session>,
+    Extension(visit): Extension<Visit>,
     Path(id): Path<String>,
     headers: HeaderMap,
     form: FormResult,
 ) -> Result<Redirect, PageError> {
-    check_form(&session, &headers, form)?;
+    check_form(&visit, &headers, form)?;
     changed(&console, rollouts::pause(&console.app.core, parse(&id)?, by).await)
 }
 
 pub(super) async fn resume(
     State(console): State<Console>,
     CalledBy(by): CalledBy,
-    Extension(session): Extension<Session>,
+    Extension(visit): Extension<Visit>,
     Path(id): Path<String>,
     headers: HeaderMap,
     form: FormResult,
 ) -> Result<Redirect, PageError> {
-    check_form(&session, &headers, form)?;
-    changed(&console, rollouts::resume(&console.app.core, parse(&id)?, by).await)
+    check_form(&visit, &headers, form)?;
+    changed(
+        &console,
+        rollouts::resume(&console.app.core, &console.app.config.rollouts, parse(&id)?, by).await,
+    )
 }
 
 pub(super) async fn abort(
     State(console): State<Console>,
     CalledBy(by): CalledBy,
-    Extension(session): Extension<Session>,
+    Extension(visit): Extension<Visit>,
     Path(id): Path<String>,
     headers: HeaderMap,
     form: FormResult,
 ) -> Result<Redirect, PageError> {
-    check_form(&session, &headers, form)?;
+    check_form(&visit, &headers, form)?;
     changed(&console, rollouts::abort(&console.app.core, parse(&id)?, by).await)
+}
+
+pub(super) async fn approve(
+    State(console): State<Console>,
+    Extension(visit): Extension<Visit>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    form: FormResult,
+) -> Result<Redirect, PageError> {
+    check_form(&visit, &headers, form)?;
+    let (app, approver) = (&console.app, &visit.grant.actor);
+    let policy = &app.config.rollouts;
+    let approved = approval::approve(&app.core, policy, parse(&id)?, approver, now_ms()).await;
+    changed(&console, approved)
 }
 
 fn changed(console: &Console, rollout: Result<Rollout, RolloutError>) -> Result<Redirect, PageError> {

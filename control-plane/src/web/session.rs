@@ -1,4 +1,4 @@
-//! Sessions of browsers, and the limit on wrong tokens. In memory: a restart signs everybody out.
+//! Sessions of browsers. In memory: a restart signs everybody out.
 
 use std::{
     collections::HashMap,
@@ -7,14 +7,50 @@ use std::{
 
 use skerry_shared::digest::Digest;
 
-use crate::{access::Credential, app::random_hex};
+use crate::{
+    access::{Credential, Grant},
+    app::random_hex,
+    config::Config,
+};
 
 /// 12 hours: a working day.
 pub(super) const SESSION_SECONDS: u64 = 12 * 3600;
 /// More than people who operate one fleet. Above it the session that ends first is closed.
 const SESSIONS_MAX: usize = 1024;
-/// A person mistypes less often; whoever tries tokens by machine is told to stop.
-const FAILURES_PER_MINUTE: u32 = 10;
+
+/// How the session's id travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cookie {
+    #[allow(dead_code, reason = "it takes effect with the control plane's own HTTPS")]
+    /// Over TLS only, from and to this host only: `__Host-` makes the browser hold to it (RFC 6265bis §4.1.3.2).
+    Secure,
+    /// Over plain HTTP, where a browser drops the cookies that are marked as secure.
+    Plain,
+}
+
+impl Cookie {
+    /// The one for how this control plane is reached.
+    pub(super) fn of(_: &Config) -> Cookie {
+        // The control plane itself speaks plain HTTP so far.
+        Cookie::Plain
+    }
+
+    /// Its name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Cookie::Secure => "__Host-skerry_session",
+            Cookie::Plain => "skerry_session",
+        }
+    }
+
+    /// What it says beside what both say.
+    pub(super) fn attribute(self) -> &'static str {
+        match self {
+            Cookie::Secure => "; Secure",
+            Cookie::Plain => "",
+        }
+    }
+}
 
 /// A signed-in browser.
 #[derive(Clone, Debug)]
@@ -25,6 +61,17 @@ pub(super) struct Session {
     pub(super) csrf: String,
     /// UTC milliseconds.
     pub(super) expires_at_ms: u64,
+}
+
+/// A request of a signed-in browser.
+#[derive(Clone, Debug)]
+pub(super) struct Visit {
+    /// Must come back with every form.
+    pub(super) csrf: String,
+    /// When the session ends, in UTC milliseconds.
+    pub(super) expires_at_ms: u64,
+    /// Who it is, at this moment.
+    pub(super) grant: Grant,
 }
 
 /// The sessions, by the digest of their ids.
@@ -75,34 +122,6 @@ impl Sessions {
     }
 }
 
-/// Counts wrong tokens, of all browsers together.
-#[derive(Default)]
-pub(super) struct Attempts(Mutex<Window>);
-
-#[derive(Default)]
-struct Window {
-    minute: u64,
-    failures: u32,
-}
-
-impl Attempts {
-    /// True while a wrong token is answered like a person's mistake.
-    pub(super) fn may_try(&self, now_ms: u64) -> bool {
-        let window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        window.minute != now_ms / 60_000 || window.failures < FAILURES_PER_MINUTE
-    }
-
-    /// Notes a wrong token.
-    pub(super) fn failed(&self, now_ms: u64) {
-        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let minute = now_ms / 60_000;
-        if window.minute != minute {
-            *window = Window { minute, failures: 0 };
-        }
-        window.failures = window.failures.saturating_add(1);
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -137,13 +156,9 @@ mod tests {
     }
 
     #[test]
-    fn who_sends_many_wrong_tokens_is_told_to_stop_for_the_rest_of_the_minute() {
-        let attempts = Attempts::default();
-        for _ in 0..FAILURES_PER_MINUTE {
-            assert!(attempts.may_try(60_000));
-            attempts.failed(60_000);
-        }
-        assert!(!attempts.may_try(119_999));
-        assert!(attempts.may_try(120_000));
+    fn a_secure_cookie_holds_the_browser_to_this_host_and_to_tls() {
+        assert!(Cookie::Secure.name().starts_with("__Host-"));
+        assert!(Cookie::Secure.attribute().contains("Secure"));
+        assert_eq!(Cookie::Plain.attribute(), "");
     }
 }

@@ -10,63 +10,90 @@ use axum::{
 };
 use serde::Deserialize;
 use skerry_shared::digest::Digest;
+use zeroize::Zeroizing;
 
 use super::{
     Console, PageError, page,
-    session::{SESSION_SECONDS, Session},
+    session::{SESSION_SECONDS, Visit},
 };
 use crate::{
-    access::{self, Role, roles},
-    api::auth,
+    access::{self, Grant, Role, SignIn, roles},
+    api::{
+        auth,
+        load::{self, Client},
+    },
     app::now_ms,
 };
-
-const COOKIE: &str = "skerry_session";
 
 #[derive(Template)]
 #[template(path = "login.html")]
 struct LoginPage {
-    error: Option<&'static str>,
+    error: Option<String>,
 }
 
 pub(super) async fn form() -> Result<Html<String>, PageError> {
     page(&LoginPage { error: None })
 }
 
+/// A user with a password, or an API token.
 #[derive(Deserialize)]
 pub(super) struct LoginForm {
+    #[serde(default)]
+    user: String,
+    #[serde(default)]
+    password: String,
+    #[serde(default)]
     token: String,
 }
 
 pub(super) async fn login(
     State(console): State<Console>,
+    Client(from): Client,
     headers: HeaderMap,
     form: Result<Form<LoginForm>, FormRejection>,
 ) -> Result<Response, PageError> {
     require_same_origin(&headers)?;
     let Form(form) = form.map_err(|_| PageError::Malformed)?;
-    let now = now_ms();
-    let grant = access::token_grant(&console.app.core, form.token.trim(), now).await?;
-    // The token comes before the limit, which all browsers share: whoever sends wrong ones must not keep a right one out.
-    // A token has 256 random bits, so that none is found by trying.
-    let Some(grant) = grant else {
-        let (status, error) = if console.attempts.may_try(now) {
-            (StatusCode::UNAUTHORIZED, "This API token is not known.")
-        } else {
-            (
-                StatusCode::TOO_MANY_REQUESTS,
-                "Too many wrong tokens. Try again in a minute.",
-            )
-        };
-        console.attempts.failed(now);
-        return Ok((status, page(&LoginPage { error: Some(error) })?).into_response());
+    let (app, now) = (&console.app, now_ms());
+    let password = Zeroizing::new(form.password);
+    let token = Zeroizing::new(form.token);
+    let signed_in = if form.user.is_empty() {
+        // The token comes before the wait: whoever sends wrong ones must not keep a right one out. A token has 256 random
+        // bits, so that none is found by trying.
+        match access::token_grant(&app.core, token.trim(), now).await? {
+            Some(grant) => SignIn::Granted(grant),
+            None => match app.access.wrong_token(from, now) {
+                Ok(()) => SignIn::Wrong,
+                Err(ms) => SignIn::Wait { ms },
+            },
+        }
+    } else {
+        app.access.sign_in(&app.core, (&form.user, password), from, now).await?
     };
+    let (status, error) = match signed_in {
+        SignIn::Granted(grant) => return open_session(&console, grant, &headers, now),
+        SignIn::Wrong if form.user.is_empty() => (StatusCode::UNAUTHORIZED, "This API token is not known.".to_owned()),
+        SignIn::Wrong => (
+            StatusCode::UNAUTHORIZED,
+            "User and password do not belong together.".to_owned(),
+        ),
+        SignIn::Wait { ms } => return Err(PageError::Wait(ms)),
+    };
+    Ok((status, page(&LoginPage { error: Some(error) })?).into_response())
+}
+
+/// Opens a new session: a session id from before the sign-in, which somebody else may know, is worth nothing after it.
+fn open_session(console: &Console, grant: Grant, headers: &HeaderMap, now_ms: u64) -> Result<Response, PageError> {
+    if let Some(before) = session_id(console, headers) {
+        console.sessions.close(before);
+    }
+    let name = grant.actor.name;
     let id = console
         .sessions
-        .open(grant.credential, now)
+        .open(grant.credential, now_ms)
         .map_err(|error| PageError::internal(std::io::Error::other(error.to_string())))?;
-    tracing::info!("a browser has signed in");
-    Ok(with_cookie(Redirect::to("/"), &id, SESSION_SECONDS))
+    tracing::info!(actor = name, "a browser has signed in");
+    Ok(with_cookie(console, Redirect::to("/"), &id, SESSION_SECONDS))
 }
 
 /// A form that needs nothing but to come from our own page.
@@ -77,20 +104,20 @@ pub(super) struct CsrfForm {
 
 pub(super) async fn logout(
     State(console): State<Console>,
-    session: axum::Extension<Session>,
+    visit: axum::Extension<Visit>,
     headers: HeaderMap,
     form: Result<Form<CsrfForm>, FormRejection>,
 ) -> Result<Response, PageError> {
-    check_form(&session, &headers, form)?;
-    if let Some(id) = session_id(&headers) {
+    check_form(&visit, &headers, form)?;
+    if let Some(id) = session_id(&console, &headers) {
         console.sessions.close(id);
     }
-    Ok(with_cookie(Redirect::to("/login"), "", 0))
+    Ok(with_cookie(&console, Redirect::to("/login"), "", 0))
 }
 
-/// `Secure` is missing on purpose: the control plane itself speaks plain HTTP, and browsers would drop the cookie.
-fn with_cookie(redirect: Redirect, id: &str, seconds: u64) -> Response {
-    let cookie = format!("{COOKIE}={id}; Path=/; HttpOnly; SameSite=Strict; Max-Age={seconds}");
+fn with_cookie(console: &Console, redirect: Redirect, id: &str, seconds: u64) -> Response {
+    let (name, secure) = (console.cookie.name(), console.cookie.attribute());
+    let cookie = format!("{name}={id}; Path=/; HttpOnly; SameSite=Strict; Max-Age={seconds}{secure}");
     let mut response = redirect.into_response();
     let value = HeaderValue::from_str(&cookie).expect("an id in hex is a valid header");
     response.headers_mut().insert(header::SET_COOKIE, value);
@@ -103,13 +130,16 @@ pub(super) async fn require_session(
     mut request: Request,
     next: Next,
 ) -> Result<Response, PageError> {
-    let session = session_id(request.headers()).and_then(|id| console.sessions.get(id, now_ms()));
+    let session = session_id(&console, request.headers()).and_then(|id| console.sessions.get(id, now_ms()));
     let Some(session) = session else {
         return Ok(Redirect::to("/login").into_response());
     };
     let Some(grant) = access::grant(&console.app.core, &session.credential, now_ms()).await? else {
         return Ok(Redirect::to("/login").into_response());
     };
+    if let Err(problem) = load::count_credential(&console.app, &grant.credential) {
+        return Ok(problem.into_response());
+    }
     let path = request.extensions().get::<MatchedPath>();
     let needs = path.map_or(Role::Admin, |path| roles::needed(request.method(), path.as_str()));
     if grant.actor.role < needs {
@@ -119,30 +149,40 @@ pub(super) async fn require_session(
         });
     }
     request.extensions_mut().insert(grant.actor.clone());
-    request.extensions_mut().insert(grant.clone());
-    request.extensions_mut().insert(session);
-    Ok(auth::until_over(&console.app, grant, needs, next.run(request).await))
+    request.extensions_mut().insert(Visit {
+        csrf: session.csrf,
+        expires_at_ms: session.expires_at_ms,
+        grant: grant.clone(),
+    });
+    Ok(auth::until_over(&console.app, grant, needs, next.run(request).await).into_response())
 }
 
-fn session_id(headers: &HeaderMap) -> Option<&str> {
+fn session_id<'a>(console: &Console, headers: &'a HeaderMap) -> Option<&'a str> {
+    let wanted = console.cookie.name();
     let cookies = headers.get_all(header::COOKIE).iter();
     cookies
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(';'))
         .filter_map(|cookie| cookie.trim().split_once('='))
-        .find_map(|(name, value)| (name == COOKIE).then_some(value))
+        .find_map(|(name, value)| (name == wanted).then_some(value))
 }
 
 /// Refuses a form that does not come from a page of this session.
 pub(super) fn check_form(
-    session: &Session,
+    visit: &Visit,
     headers: &HeaderMap,
     form: Result<Form<CsrfForm>, FormRejection>,
 ) -> Result<(), PageError> {
     require_same_origin(headers)?;
     let Form(form) = form.map_err(|_| PageError::Forbidden)?;
+    check_csrf(visit, headers, &form.csrf)
+}
+
+/// The same for a form with more in it.
+pub(super) fn check_csrf(visit: &Visit, headers: &HeaderMap, csrf: &str) -> Result<(), PageError> {
+    require_same_origin(headers)?;
     // Digests are compared, so that a comparison that stops early tells nothing.
-    if Digest::of(form.csrf.as_bytes()) != Digest::of(session.csrf.as_bytes()) {
+    if Digest::of(csrf.as_bytes()) != Digest::of(visit.csrf.as_bytes()) {
         return Err(PageError::Forbidden);
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! The console as a browser meets it: a whole control plane behind an in-process router.
 
+use std::sync::Arc;
+
 use axum::{
     body::Body,
     http::{Request, StatusCode, header},
@@ -9,7 +11,9 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use crate::{
+    access::Role,
     app::{Change, now_ms},
+    config::Config,
     db::DbError,
     devices,
     test_server::{Answer, TestServer},
@@ -18,15 +22,21 @@ use crate::{
 const INDEX: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
 
 struct Browser {
-    server: TestServer,
+    server: Arc<TestServer>,
     cookie: String,
 }
 
 impl Browser {
     async fn sign_in() -> Browser {
-        let server = TestServer::start().await;
-        let answer = login(&server, &server.token, &[]).await;
-        assert_eq!(answer.status, StatusCode::SEE_OTHER);
+        let server = Arc::new(TestServer::start().await);
+        let token = server.token.clone();
+        Browser::sign_in_to(server, &format!("token={token}")).await
+    }
+
+    /// Signs in with what the form sends.
+    async fn sign_in_to(server: Arc<TestServer>, form: &str) -> Browser {
+        let answer = send_form(&server, "", "/login", form, &[]).await;
+        assert_eq!(answer.status, StatusCode::SEE_OTHER, "{}", answer.body);
         let cookie = answer.header("set-cookie");
         for attribute in ["HttpOnly", "SameSite=Strict", "Path=/", "Max-Age=43200"] {
             assert!(cookie.contains(attribute), "{cookie}");
@@ -42,16 +52,20 @@ impl Browser {
     }
 
     async fn post(&self, path: &str, csrf: &str, headers: &[(&str, &str)]) -> Answer {
-        let mut request = Request::post(path)
-            .header(header::COOKIE, &self.cookie)
-            .header(header::HOST, "skerry.test")
-            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        self.server
-            .send(request.body(format!("csrf={csrf}").into()).unwrap())
-            .await
+        send_form(&self.server, &self.cookie, path, &format!("csrf={csrf}"), headers).await
+    }
+
+    /// Sends a form with more in it, as the page would.
+    async fn fill(&self, path: &str, fields: &str) -> Answer {
+        let form = format!("csrf={}&{fields}", self.csrf().await);
+        send_form(
+            &self.server,
+            &self.cookie,
+            path,
+            &form,
+            &[("sec-fetch-site", "same-origin")],
+        )
+        .await
     }
 
     /// The session's secret, as a page carries it.
@@ -95,16 +109,21 @@ impl Browser {
 }
 
 async fn login(server: &TestServer, token: &str, headers: &[(&str, &str)]) -> Answer {
-    let mut request = Request::post("/login")
+    send_form(server, "", "/login", &format!("token={token}"), headers).await
+}
+
+async fn send_form(server: &TestServer, cookie: &str, path: &str, form: &str, headers: &[(&str, &str)]) -> Answer {
+    let mut request = Request::post(path)
+        .header(header::COOKIE, cookie)
         .header(header::HOST, "skerry.test")
         .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    server
-        .send(request.body(format!("token={token}").into()).unwrap())
-        .await
+    server.send(request.body(form.to_owned().into()).unwrap()).await
 }
+
+const PASSWORD: &str = "correct+horse+battery";
 
 async fn get(server: &TestServer, path: &str, accept: &str) -> Answer {
     let request = Request::get(path).header(header::ACCEPT, accept);
@@ -120,6 +139,8 @@ async fn without_a_session_every_page_leads_to_the_sign_in() {
         "/models",
         "/rollouts",
         "/rollouts/1",
+        "/account",
+        "/users",
         "/console/events",
     ] {
         let answer = get(&server, path, "text/html").await;
@@ -194,6 +215,8 @@ async fn no_page_has_inline_script_or_style() {
         "/models",
         "/rollouts",
         "/rollouts/1",
+        "/account",
+        "/users",
         "/login",
         "/nowhere",
     ] {
@@ -369,5 +392,184 @@ async fn an_unknown_address_is_a_page_for_browsers_and_a_problem_for_programs() 
         let answer = get(&server, path, accept).await;
         assert_eq!(answer.status, StatusCode::NOT_FOUND);
         assert_eq!(answer.header("content-type"), "application/problem+json", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_user_signs_in_with_a_password_and_waits_after_wrong_ones() {
+    let server = Arc::new(TestServer::start().await);
+    server.token_of_user("alice", Role::Viewer).await;
+    let form = format!("user=alice&password={PASSWORD}");
+    let browser = Browser::sign_in_to(Arc::clone(&server), &form).await;
+    assert!(browser.get("/").await.body.contains(">alice</a>"));
+
+    let mut statuses = Vec::new();
+    for _ in 0..6 {
+        let answer = send_form(&server, "", "/login", "user=alice&password=wrong", &[]).await;
+        assert_eq!(answer.header("set-cookie"), "");
+        statuses.push(answer.status.as_u16());
+    }
+    assert_eq!(statuses[..5], [401; 5]);
+    assert_eq!(statuses[5], 429);
+    // The session that is there goes on, and tokens are let in.
+    assert_eq!(browser.get("/").await.status, StatusCode::OK);
+    assert_eq!(login(&server, &server.token, &[]).await.status, StatusCode::SEE_OTHER);
+}
+
+#[tokio::test]
+async fn a_session_from_before_the_sign_in_is_worth_nothing_after_it() {
+    let browser = Browser::sign_in().await;
+    let form = format!("token={}", browser.server.token);
+    let again = send_form(&browser.server, &browser.cookie, "/login", &form, &[]).await;
+    assert_eq!(again.status, StatusCode::SEE_OTHER);
+    assert!(!again.header("set-cookie").starts_with(&browser.cookie));
+    assert_eq!(browser.get("/").await.status, StatusCode::SEE_OTHER);
+}
+
+#[tokio::test]
+async fn a_viewer_sees_no_button_and_can_press_none() {
+    let admin = Browser::sign_in().await;
+    admin.rollout().await;
+    let token = admin.server.token_of(Role::Viewer).await;
+    let viewer = Browser::sign_in_to(Arc::clone(&admin.server), &format!("token={token}")).await;
+    let button = "action=\"/rollouts/1/pause\"";
+    assert!(admin.get("/rollouts/1").await.body.contains(button));
+    let page = viewer.get("/rollouts/1").await.body;
+    assert!(!page.contains(button) && !page.contains("/abort"), "{page}");
+    assert!(!page.contains("href=\"/users\""), "{page}");
+    for path in [
+        "/rollouts/1/pause",
+        "/rollouts/1/resume",
+        "/rollouts/1/abort",
+        "/rollouts/1/approve",
+    ] {
+        let answer = viewer.fill(path, "").await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{path}");
+        assert!(
+            answer.body.contains("needs the role operator"),
+            "{path}: {}",
+            answer.body
+        );
+    }
+    for path in ["/users", "/users/alice/disable"] {
+        assert_eq!(viewer.fill(path, "").await.status, StatusCode::FORBIDDEN, "{path}");
+    }
+    assert_eq!(viewer.get("/users").await.status, StatusCode::FORBIDDEN);
+    assert_eq!(viewer.get("/account").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_button_to_approve_is_for_somebody_else_than_the_author() {
+    let production = |config: &mut Config| config.rollouts.production = Some("stage=production".parse().unwrap());
+    let server = Arc::new(TestServer::start_configured(production).await);
+    let alice = server.token_of_user("alice", Role::Operator).await;
+    server.token_of_user("bob", Role::Operator).await;
+    server.enroll("dev-1", &[("stage", "production")]).await;
+    server.publish("motion", 2).await;
+    let body = json!({"model": "motion", "version": 2, "groups": [{"size": "1"}]}).to_string();
+    server.api_as(&alice, "POST", "/api/v1/rollouts", body).await;
+    let browser =
+        async |user: &str| Browser::sign_in_to(Arc::clone(&server), &format!("user={user}&password={PASSWORD}")).await;
+    let (alice, bob) = (browser("alice").await, browser("bob").await);
+    let page = alice.get("/rollouts/1").await.body;
+    assert!(
+        page.contains("must approve it") && !page.contains("/rollouts/1/approve"),
+        "{page}"
+    );
+    assert_eq!(alice.fill("/rollouts/1/approve", "").await.status, StatusCode::CONFLICT);
+    assert!(bob.get("/rollouts/1").await.body.contains("/rollouts/1/approve"));
+    // Not from another site's page.
+    let csrf = bob.csrf().await;
+    let foreign = bob
+        .post("/rollouts/1/approve", &csrf, &[("origin", "http://evil.test")])
+        .await;
+    assert_eq!(foreign.status, StatusCode::FORBIDDEN);
+    assert_eq!(bob.fill("/rollouts/1/approve", "").await.status, StatusCode::SEE_OTHER);
+    let page = bob.get("/rollouts/1").await.body;
+    assert!(page.contains("<dt>Approved by</dt><dd>bob</dd>"), "{page}");
+}
+
+#[tokio::test]
+async fn an_own_token_is_made_shown_once_and_revoked_on_the_account_page() {
+    let server = Arc::new(TestServer::start().await);
+    server.token_of_user("alice", Role::Operator).await;
+    let form = format!("user=alice&password={PASSWORD}");
+    let alice = Browser::sign_in_to(Arc::clone(&server), &form).await;
+    let page = alice.get("/account").await.body;
+    assert!(
+        page.contains("<option>operator</option>") && !page.contains("<option>admin</option>"),
+        "{page}"
+    );
+    let made = alice.fill("/account/tokens", "name=laptop&role=viewer&days=7").await;
+    assert_eq!(made.status, StatusCode::OK, "{}", made.body);
+    let (_, secret) = made.body.split_once("<code>skp_").unwrap();
+    let secret = format!("skp_{}", secret.split('<').next().unwrap());
+    let who = server.api_as(&secret, "GET", "/api/v1/whoami", "").await.json();
+    assert_eq!(who["name"], "alice/laptop");
+    let page = alice.get("/account").await.body;
+    let id = secret.split('_').nth(1).unwrap();
+    assert!(page.contains(id) && !page.contains(&secret), "{page}");
+    let more = alice.fill("/account/tokens", "name=more&role=admin&days=7").await;
+    assert_eq!(more.status, StatusCode::UNPROCESSABLE_ENTITY);
+
+    // A session of the token ends with it.
+    let with_token = Browser::sign_in_to(Arc::clone(&server), &format!("token={secret}")).await;
+    let mut stream = with_token.stream().await;
+    stream.next().await.unwrap();
+    let revoked = alice.fill(&format!("/account/tokens/{id}/revoke"), "").await;
+    assert_eq!(revoked.status, StatusCode::SEE_OTHER);
+    while stream.next().await.is_some() {}
+    assert_eq!(with_token.get("/").await.header("location"), "/login");
+}
+
+#[tokio::test]
+async fn a_new_password_takes_the_present_one_and_signs_out_everywhere() {
+    let server = Arc::new(TestServer::start().await);
+    server.token_of_user("alice", Role::Viewer).await;
+    let form = format!("user=alice&password={PASSWORD}");
+    let here = Browser::sign_in_to(Arc::clone(&server), &form).await;
+    let there = Browser::sign_in_to(Arc::clone(&server), &form).await;
+    let new = "password=another+horse+entirely";
+    let refused = here.fill("/account/password", &format!("current=wrong&{new}")).await;
+    assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(there.get("/").await.status, StatusCode::OK);
+    let changed = here
+        .fill("/account/password", &format!("current={PASSWORD}&{new}"))
+        .await;
+    assert_eq!(changed.header("location"), "/login", "{}", changed.body);
+    for browser in [&here, &there] {
+        assert_eq!(browser.get("/").await.status, StatusCode::SEE_OTHER);
+    }
+    Browser::sign_in_to(server, &format!("user=alice&{new}")).await;
+}
+
+#[tokio::test]
+async fn an_admin_makes_users_and_shuts_them_out_at_once() {
+    let admin = Browser::sign_in().await;
+    let made = admin
+        .fill("/users", &format!("name=alice&role=viewer&password={PASSWORD}"))
+        .await;
+    assert_eq!(made.status, StatusCode::SEE_OTHER, "{}", made.body);
+    let form = format!("user=alice&password={PASSWORD}");
+    let alice = Browser::sign_in_to(Arc::clone(&admin.server), &form).await;
+    let raised = admin.fill("/users/alice/role", "role=operator").await;
+    assert_eq!(raised.status, StatusCode::SEE_OTHER);
+    assert!(alice.get("/account").await.body.contains("<b>operator</b>"));
+    let mut stream = alice.stream().await;
+    stream.next().await.unwrap();
+    assert_eq!(
+        admin.fill("/users/alice/disable", "").await.status,
+        StatusCode::SEE_OTHER
+    );
+    while stream.next().await.is_some() {}
+    assert_eq!(alice.get("/").await.header("location"), "/login");
+    assert!(admin.get("/users").await.body.contains("Shut out"));
+    for (fields, status) in [
+        ("name=Bob&role=viewer&password=", 422),
+        ("name=bob&role=viewer&password=short", 422),
+        ("name=alice&role=viewer&password=", 409),
+        ("name=bob&role=root&password=", 400),
+    ] {
+        assert_eq!(admin.fill("/users", fields).await.status.as_u16(), status, "{fields}");
     }
 }

@@ -6,9 +6,10 @@ use skerry_shared::{desired::UpdateStatus, id::DeviceId};
 
 use super::{ErrorView, Moment, Progress, Status, status};
 use crate::{
+    access::{Actor, Role, person_of},
     cli::output::bytes,
     devices::Device,
-    rollouts::{DeviceProgress, DeviceState, Group, Rollout, RolloutState},
+    rollouts::{DeviceProgress, DeviceState, Group, Rollout, RolloutState, approval::Approval},
 };
 
 /// A rollout as the list shows it.
@@ -44,6 +45,11 @@ pub(in crate::web) struct RolloutView {
     pub(in crate::web) probation: String,
     pub(in crate::web) silent_after: String,
     pub(in crate::web) ended: Option<Moment>,
+    pub(in crate::web) author: String,
+    pub(in crate::web) approved_by: Option<String>,
+    /// True while it waits for somebody else than its author.
+    pub(in crate::web) needs_approval: bool,
+    pub(in crate::web) can_approve: bool,
     pub(in crate::web) can_pause: bool,
     pub(in crate::web) resume: Option<&'static str>,
     pub(in crate::web) can_abort: bool,
@@ -71,8 +77,11 @@ pub(in crate::web) struct ProgressRow {
 }
 
 impl RolloutView {
-    /// The page of a rollout. `devices` may be more than those of the rollout.
-    pub(in crate::web) fn new(rollout: &Rollout, devices: &[Device], now_ms: u64) -> RolloutView {
+    /// The page of a rollout as this reader sees it. `devices` may be more than those of the rollout.
+    pub(in crate::web) fn new(rollout: &Rollout, devices: &[Device], reader: &Actor, now_ms: u64) -> RolloutView {
+        let may_change = reader.role >= Role::Operator;
+        let held = matches!(rollout.state, RolloutState::Draft | RolloutState::Paused);
+        let needs_approval = held && matches!(rollout.approval, Approval::Needed { .. });
         // What a device does for another rollout says nothing about this one.
         let updates = devices.iter().filter_map(|device| {
             let update = &device.reported.as_ref()?.update;
@@ -85,13 +94,24 @@ impl RolloutView {
             probation: duration(u64::from(rollout.probation_ms)),
             silent_after: duration(rollout.silent_after_ms),
             ended: rollout.ended_at_ms.map(|at| Moment::new(at, now_ms)),
-            can_pause: matches!(rollout.state, RolloutState::Ready | RolloutState::Running),
+            author: rollout.author.clone(),
+            approved_by: match &rollout.approval {
+                Approval::Given { by, .. } => Some(by.clone()),
+                Approval::NotNeeded | Approval::Needed { .. } => None,
+            },
+            needs_approval,
+            can_approve: needs_approval
+                && may_change
+                && reader.user.is_some()
+                && reader.person != person_of(&rollout.author),
+            can_pause: may_change && matches!(rollout.state, RolloutState::Ready | RolloutState::Running),
             resume: match rollout.state {
+                _ if needs_approval || !may_change => None,
                 RolloutState::Draft => Some("Start"),
                 RolloutState::Paused => Some("Resume"),
                 _ => None,
             },
-            can_abort: !rollout.state.is_over() && rollout.state != RolloutState::Stopping,
+            can_abort: may_change && !rollout.state.is_over() && rollout.state != RolloutState::Stopping,
             groups: rollout
                 .groups
                 .iter()
