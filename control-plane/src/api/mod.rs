@@ -3,6 +3,9 @@
 //! Handlers translate; the domains decide. Invariant: nothing that a client sees names a path, a statement or a host.
 
 mod audit;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod audit_tests;
 pub(crate) mod auth;
 mod bundles;
 mod devices;

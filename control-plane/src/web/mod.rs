@@ -5,6 +5,7 @@
 
 mod account;
 mod assets;
+mod audit;
 mod error;
 mod live;
 mod pages;
@@ -77,6 +78,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/", get(pages::fleet))
         .route("/devices/{id}", get(pages::device))
         .route("/models", get(pages::models))
+        .route("/audit", get(audit::list))
         .route("/rollouts", get(rollouts::list))
         .route("/rollouts/{id}", get(rollouts::show))
         .route("/rollouts/{id}/pause", post(rollouts::pause))

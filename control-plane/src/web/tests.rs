@@ -137,6 +137,7 @@ async fn without_a_session_every_page_leads_to_the_sign_in() {
         "/",
         "/devices/dev-1",
         "/models",
+        "/audit",
         "/rollouts",
         "/rollouts/1",
         "/account",
@@ -213,6 +214,7 @@ async fn no_page_has_inline_script_or_style() {
         "/",
         "/devices/dev-1",
         "/models",
+        "/audit",
         "/rollouts",
         "/rollouts/1",
         "/account",
@@ -572,4 +574,23 @@ async fn an_admin_makes_users_and_shuts_them_out_at_once() {
     ] {
         assert_eq!(admin.fill("/users", fields).await.status.as_u16(), status, "{fields}");
     }
+}
+
+#[tokio::test]
+async fn the_audit_page_finds_who_did_what_and_escapes_it() {
+    let browser = Browser::sign_in().await;
+    let body = r#"{"name": "m", "description": "<b>bold</b>"}"#;
+    assert_eq!(
+        browser.server.api("POST", "/api/v1/models", body).await.status,
+        StatusCode::CREATED
+    );
+    let page = browser.get("/audit?object=model/m").await.body;
+    assert!(page.contains("model.create"), "{page}");
+    assert!(!page.contains("<b>bold") && page.contains("bold"), "{page}");
+    let page = browser.get("/audit?action=rollout.").await.body;
+    assert!(
+        page.contains("No entry matches") && !page.contains("model.create"),
+        "{page}"
+    );
+    assert_eq!(browser.get("/audit?before=x").await.status, StatusCode::BAD_REQUEST);
 }

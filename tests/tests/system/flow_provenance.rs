@@ -205,3 +205,57 @@ fn flow_the_audit_log_is_proved_from_a_file_and_a_checkpoint() {
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(found["first_bad_seq"], 2);
 }
+
+#[test]
+fn flow_the_audit_log_tells_the_whole_story() {
+    let fleet = Fleet::start(PROGRAM).unwrap();
+    let _device = fleet.devices(&["dev-1"]).unwrap();
+    fleet.release(1).unwrap();
+    fleet.deploy(1).unwrap();
+    for arguments in [
+        &["keys", "renew"][..],
+        &["keys", "publish"],
+        &["keys", "rotate", "--role", "timestamp"],
+        &["keys", "sign"],
+        &["keys", "publish"],
+    ] {
+        let output = fleet.skerry(arguments).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+    }
+    let answer = fleet.skerry_json(&["audit", "list", "--limit", "1000"]).unwrap();
+    let mut entries: Vec<(String, String)> = answer["entries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| {
+            let text = |key: &str| entry[key].as_str().unwrap().to_owned();
+            (text("action"), text("actor"))
+        })
+        .collect();
+    entries.reverse();
+    let told = |action: &str| {
+        let found = entries.iter().find(|(a, _)| a == action);
+        found
+            .map(|(_, actor)| actor.as_str())
+            .unwrap_or_else(|| panic!("no `{action}` in {entries:?}"))
+    };
+    assert_eq!(told("device.enroll"), "device dev-1");
+    let operator = told("model.register");
+    for action in [
+        "device_token.create",
+        "bundle.publish",
+        "rollout.create",
+        "targets.publish",
+        "root.publish",
+    ] {
+        assert_eq!(told(action), operator, "{action}");
+    }
+    for action in ["metadata.begin", "rollout.assign", "rollout.decide"] {
+        assert_eq!(told(action), "control plane", "{action}");
+    }
+    // A root later it is still one chain, with checkpoints that the newest root confirms.
+    fleet
+        .skerry_json(&["audit", "verify", "--keys", "keys/root.json"])
+        .unwrap();
+}

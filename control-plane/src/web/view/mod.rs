@@ -3,6 +3,7 @@
 //! Invariant: a page says what is known and when it was heard; what an offline device did last is marked as such.
 
 pub(super) mod access;
+pub(super) mod audit;
 pub(super) mod device;
 pub(super) mod model;
 pub(super) mod rollout;

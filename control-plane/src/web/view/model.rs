@@ -25,6 +25,7 @@ pub(in crate::web) struct VersionRow {
     pub(in crate::web) size: String,
     pub(in crate::web) registered: Moment,
     pub(in crate::web) run_id: Option<String>,
+    pub(in crate::web) approved_by: Option<String>,
     pub(in crate::web) bundle: Option<BundleCell>,
     pub(in crate::web) devices: usize,
 }
@@ -73,6 +74,7 @@ impl VersionRow {
             size: bytes(info.size_bytes),
             registered: Moment::new(info.created_at_ms, now_ms),
             run_id: info.run_id.map(String::from),
+            approved_by: info.approval.map(|approval| approval.by),
             bundle: bundle.map(|bundle| BundleCell {
                 size: bytes(bundle.total_bytes),
                 wire: bytes(bundle.wire_bytes),

@@ -1,0 +1,187 @@
+//! Every call that changes something leaves an entry in the audit log: a walk over the OpenAPI document.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use skerry_shared::digest::Digest;
+
+use crate::{
+    access::Role,
+    audit::{self, Filter, chain::Entry},
+    config::Config,
+    test_server::TestServer,
+};
+
+/// Calls that are not in the walk, each with the reason.
+const NOT_WALKED: &[(&str, &str)] = &[
+    (
+        "upload_blob",
+        "content under its own digest means nothing until a run, a bundle or a model names it, and that leaves an entry",
+    ),
+    ("make_audit_checkpoint", "it signs what the log is, and changes nothing"),
+    ("enroll", "needs a device: `flow_the_audit_log_tells_the_whole_story`"),
+    (
+        "publish_bundle",
+        "needs offline signatures: `flow_the_audit_log_tells_the_whole_story`",
+    ),
+    (
+        "publish_targets",
+        "needs offline signatures: `flow_the_audit_log_tells_the_whole_story`",
+    ),
+    (
+        "publish_root",
+        "needs offline signatures: `flow_the_audit_log_tells_the_whole_story`",
+    ),
+];
+
+/// A server, and what has been called on it.
+struct Walk {
+    server: TestServer,
+    called: BTreeSet<String>,
+}
+
+impl Walk {
+    async fn newest(&self) -> Entry {
+        let filter = Filter {
+            limit: 1,
+            ..Filter::default()
+        };
+        audit::list(&self.server.server.app().core, filter)
+            .await
+            .unwrap()
+            .remove(0)
+    }
+
+    /// Makes a call that must succeed and leave an entry with this action, of whoever called.
+    async fn call(
+        &mut self,
+        operation: &str,
+        (method, path): (&str, &str),
+        body: impl Into<Vec<u8>>,
+        action: &str,
+    ) -> Value {
+        let before = self.newest().await.seq;
+        let answer = self.server.api(method, &format!("/api/v1{path}"), body.into()).await;
+        assert!(answer.status.is_success(), "{operation}: {}", answer.body);
+        let filter = Filter {
+            action: Some(action.to_owned()),
+            limit: 1,
+            ..Filter::default()
+        };
+        let found = audit::list(&self.server.server.app().core, filter).await.unwrap();
+        let entry = found
+            .first()
+            .filter(|entry| entry.seq > before && entry.action == action);
+        let entry = entry.unwrap_or_else(|| panic!("{operation} left no entry `{action}`"));
+        assert!(
+            !entry.actor.is_empty() && entry.actor != audit::CONTROL_PLANE,
+            "{operation}: nobody did it"
+        );
+        self.called.insert(operation.to_owned());
+        serde_json::from_str(&answer.body).unwrap_or_default()
+    }
+}
+
+async fn mutating_operations(server: &TestServer) -> BTreeSet<String> {
+    let document = server.api("GET", "/openapi.json", "").await.json();
+    let paths = document["paths"].as_object().unwrap().values();
+    let operations = paths.flat_map(|item| item.as_object().unwrap().iter());
+    operations
+        .filter(|(method, _)| matches!(method.as_str(), "post" | "put" | "patch" | "delete"))
+        .map(|(_, operation)| operation["operationId"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_call_that_changes_something_leaves_an_entry() {
+    let production = |config: &mut Config| config.rollouts.production = Some("stage=production".parse().unwrap());
+    let mut walk = Walk {
+        server: TestServer::start_configured(production).await,
+        called: BTreeSet::new(),
+    };
+    models(&mut walk).await;
+    devices_and_rollouts(&mut walk).await;
+    runs(&mut walk).await;
+    users_and_tokens(&mut walk).await;
+
+    let all = mutating_operations(&walk.server).await;
+    let left_out: BTreeSet<String> = NOT_WALKED.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert!(
+        left_out.is_subset(&all),
+        "a call that is left out is not there any more"
+    );
+    let known: BTreeSet<String> = &walk.called | &left_out;
+    let missing: Vec<_> = all.difference(&known).collect();
+    assert!(
+        missing.is_empty(),
+        "make these calls here, or say why they leave no entry: {missing:?}"
+    );
+    walk.server.server.shutdown().await;
+}
+
+async fn models(walk: &mut Walk) {
+    let path = "../firmware-examples/activity-recognition/models/v1/model.onnx";
+    let onnx = std::fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    let body = r#"{"name": "m"}"#;
+    walk.call("create_model", ("POST", "/models"), body, "model.create")
+        .await;
+    let versions = ("POST", "/models/m/versions");
+    walk.call("register_version", versions, onnx, "model.register").await;
+    let approve = ("POST", "/models/m/versions/1/approve");
+    walk.call("approve_version", approve, "", "model.approve").await;
+    let tag = ("PUT", "/models/m/versions/1/tags/stage");
+    walk.call("set_tag", tag, r#"{"value": "x"}"#, "model.tag").await;
+    let alias = "/models/m/aliases/champion";
+    walk.call("set_alias", ("PUT", alias), r#"{"version": 1}"#, "model.alias")
+        .await;
+    walk.call("remove_alias", ("DELETE", alias), "", "model.alias_remove")
+        .await;
+}
+
+async fn devices_and_rollouts(walk: &mut Walk) {
+    let token = ("POST", "/device-tokens");
+    walk.call("create_device_token", token, "{}", "device_token.create")
+        .await;
+    walk.server.enroll("dev-1", &[]).await;
+    let labels = r#"{"labels": {"site": "north"}}"#;
+    walk.call("change_device", ("PATCH", "/devices/dev-1"), labels, "device.labels")
+        .await;
+    walk.server.publish("p", 1).await;
+    let body = r#"{"model": "p", "version": 1, "groups": [{"size": "rest"}]}"#;
+    walk.call("create_rollout", ("POST", "/rollouts"), body, "rollout.create")
+        .await;
+    for word in ["pause", "resume", "abort"] {
+        let path = format!("/rollouts/1/{word}");
+        let operation = format!("{word}_rollout");
+        walk.call(&operation, ("POST", &path), "", &format!("rollout.{word}"))
+            .await;
+    }
+}
+
+async fn runs(walk: &mut Walk) {
+    let script = "#!/bin/sh\nexec sleep 600\n";
+    let digest = Digest::of(script.as_bytes());
+    let path = format!("/api/v1/blobs/{}", digest.to_hex());
+    assert!(walk.server.api("PUT", &path, script).await.status.is_success());
+    let body = json!({"script": {"name": "wait.sh", "digest": digest}}).to_string();
+    let run = walk.call("submit_run", ("POST", "/runs"), body, "run.submit").await;
+    let path = format!("/runs/{}/cancel", run["id"].as_str().unwrap());
+    walk.call("cancel_run", ("POST", &path), "", "run.cancel").await;
+}
+
+async fn users_and_tokens(walk: &mut Walk) {
+    let body = r#"{"name": "ada", "role": "operator"}"#;
+    walk.call("create_user", ("POST", "/users"), body, "user.create").await;
+    let body = r#"{"role": "viewer"}"#;
+    walk.call("change_user", ("PATCH", "/users/ada"), body, "user.change")
+        .await;
+    let body = r#"{"password": "a long enough passphrase"}"#;
+    walk.call("set_password", ("PUT", "/users/ada/password"), body, "user.password")
+        .await;
+    let body = r#"{"name": "ci", "user": "ada"}"#;
+    let token = walk
+        .call("create_token", ("POST", "/tokens"), body, "token.create")
+        .await;
+    let path = format!("/tokens/{}", token["id"].as_str().unwrap());
+    walk.call("revoke_token", ("DELETE", &path), "", "token.revoke").await;
+}
