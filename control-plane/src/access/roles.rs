@@ -7,6 +7,12 @@ use axum::http::Method;
 
 use super::Role::{self, Admin, Operator, Publisher, Viewer};
 
+/// Calls that need another role than their noun does.
+const EXCEPTIONS: &[(&str, Role)] = &[
+    // Saying that a version may go to the fleet is the word of whoever runs it.
+    ("/models/{name}/versions/{version}/approve", Operator),
+];
+
 /// Noun, the role to look at it, the role to change it.
 const TABLE: &[(&str, Role, Role)] = &[
     // The fleet.
@@ -36,6 +42,9 @@ const TABLE: &[(&str, Role, Role)] = &[
 
 /// The role that a route needs. `path` is the route's path in the API (`/devices/{id}`) or in the console.
 pub fn needed(method: &Method, path: &str) -> Role {
+    if let Some((_, role)) = EXCEPTIONS.iter().find(|(exception, _)| *exception == path) {
+        return *role;
+    }
     let noun = path.trim_start_matches('/').split('/').next().unwrap_or_default();
     let row = TABLE.iter().find(|(name, ..)| *name == noun);
     row.map_or(
@@ -70,6 +79,7 @@ mod tests {
             (Method::POST, "/device-tokens", Operator),
             (Method::POST, "/rollouts/{id}/abort", Operator),
             (Method::POST, "/models/{name}/versions", Publisher),
+            (Method::POST, "/models/{name}/versions/{version}/approve", Operator),
             (Method::POST, "/runs", Publisher),
             (Method::PUT, "/blobs/{digest}", Publisher),
             (Method::GET, "/users", Admin),

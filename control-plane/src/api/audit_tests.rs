@@ -37,6 +37,8 @@ const NOT_WALKED: &[(&str, &str)] = &[
 /// A server, and what has been called on it.
 struct Walk {
     server: TestServer,
+    /// The API token of whoever calls.
+    token: String,
     called: BTreeSet<String>,
 }
 
@@ -61,7 +63,8 @@ impl Walk {
         action: &str,
     ) -> Value {
         let before = self.newest().await.seq;
-        let answer = self.server.api(method, &format!("/api/v1{path}"), body.into()).await;
+        let path = format!("/api/v1{path}");
+        let answer = self.server.api_as(&self.token, method, &path, body.into()).await;
         assert!(answer.status.is_success(), "{operation}: {}", answer.body);
         let filter = Filter {
             action: Some(action.to_owned()),
@@ -95,8 +98,10 @@ async fn mutating_operations(server: &TestServer) -> BTreeSet<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_call_that_changes_something_leaves_an_entry() {
     let production = |config: &mut Config| config.rollouts.production = Some("stage=production".parse().unwrap());
+    let server = TestServer::start_configured(production).await;
     let mut walk = Walk {
-        server: TestServer::start_configured(production).await,
+        token: server.token.clone(),
+        server,
         called: BTreeSet::new(),
     };
     models(&mut walk).await;
@@ -156,6 +161,19 @@ async fn devices_and_rollouts(walk: &mut Walk) {
         walk.call(&operation, ("POST", &path), "", &format!("rollout.{word}"))
             .await;
     }
+
+    // Four eyes: what somebody else has drafted for production.
+    let alice = walk.server.token_of_user("alice", Role::Operator).await;
+    walk.server.enroll("dev-2", &[("stage", "production")]).await;
+    walk.server.publish("q", 1).await;
+    let body = r#"{"model": "q", "version": 1, "groups": [{"size": "rest"}]}"#;
+    let draft = walk.server.api_as(&alice, "POST", "/api/v1/rollouts", body).await;
+    assert_eq!(draft.json()["state"], "draft", "{}", draft.body);
+    let bob = walk.server.token_of_user("bob", Role::Operator).await;
+    let admin = std::mem::replace(&mut walk.token, bob);
+    let approve = ("POST", "/rollouts/2/approve");
+    walk.call("approve_rollout", approve, "", "rollout.approve").await;
+    walk.token = admin;
 }
 
 async fn runs(walk: &mut Walk) {

@@ -8,8 +8,12 @@ use axum::{
     http::{StatusCode, header},
     response::IntoResponse,
 };
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use skerry_shared::id::{ModelName, ModelVersion, RunId};
+use skerry_shared::{
+    digest::Digest,
+    id::{ModelName, ModelVersion, RunId},
+};
 use utoipa::ToSchema;
 use utoipa_axum::{
     router::{OpenApiRouter, UtoipaMethodRouterExt},
@@ -110,7 +114,7 @@ struct RegisterQuery {
 #[utoipa::path(post, path = "/models/{name}/versions", operation_id = "register_version", tag = "models",
     params(
         ("name" = String, Path, description = "The model"),
-        ("run_id" = Option<String>, Query, description = "The run that made the file"),
+        ("run_id" = Option<String>, Query, description = "The run that made the file: one of its artifacts"),
         ("description" = Option<String>, Query, description = "One sentence for people"),
     ),
     request_body(content_type = "application/octet-stream", description = "The ONNX file"),
@@ -128,6 +132,9 @@ async fn register(
     Content(onnx): Content,
 ) -> Result<(StatusCode, Json<ModelVersionInfo>), Problem> {
     let model = parse_name(&name)?;
+    if let Some(run) = &query.run_id {
+        check_made_by(&app, run, onnx.clone()).await?;
+    }
     let new = NewVersion {
         model: model.clone(),
         onnx,
@@ -141,6 +148,17 @@ async fn register(
         Registered::Existing => StatusCode::OK,
     };
     Ok((status, Json(version)))
+}
+
+/// Refuses a run that did not make the file: the lineage in signed bundles comes from here.
+async fn check_made_by(app: &App, run: &RunId, onnx: Bytes) -> Result<(), Problem> {
+    let digest = tokio::task::spawn_blocking(move || Digest::of(&onnx)).await;
+    let digest = digest.map_err(Problem::internal)?;
+    let artifacts = app.training.get(run).await?.artifacts;
+    if artifacts.iter().any(|artifact| artifact.digest == digest) {
+        return Ok(());
+    }
+    Err(Problem::refused(format!("run {run} has no artifact with this content")))
 }
 
 /// Shows a version of a model

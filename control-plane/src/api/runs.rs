@@ -284,6 +284,13 @@ mod tests {
             let experiments = client.get("/api/v1/experiments").unwrap();
             assert_eq!(experiments["experiments"][0]["name"], "default");
 
+            // It made no model, so no version of one can be said to come from it.
+            let path = "../firmware-examples/activity-recognition/models/v1/model.onnx";
+            let onnx = std::fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+            let claimed = client.post_bytes(&format!("/api/v1/models/m/versions?run_id={id}"), &onnx);
+            assert!(matches!(claimed, Err(ClientError::Refused { status: 422, .. })));
+            assert!(client.get("/api/v1/models/m").unwrap_err().is_not_found());
+
             let refused = client.post(&format!("/api/v1/runs/{id}/cancel"), &json!({}));
             assert!(matches!(refused, Err(ClientError::Refused { status: 409, .. })));
         })

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::{
     Console, PageError, page,
     pages::Frame,
-    sign_in::Visit,
+    session::Visit,
     view::audit::{EntryRow, Next},
 };
 use crate::audit::{self, Filter};
