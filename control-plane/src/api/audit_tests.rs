@@ -9,6 +9,7 @@ use crate::{
     access::Role,
     audit::{self, Filter, chain::Entry},
     config::Config,
+    devices,
     test_server::TestServer,
 };
 
@@ -148,6 +149,11 @@ async fn devices_and_rollouts(walk: &mut Walk) {
     walk.call("create_device_token", token, "{}", "device_token.create")
         .await;
     walk.server.enroll("dev-1", &[]).await;
+    // The route wants a certificate of the device, which nobody here has: this is the call that it makes.
+    let (core, id) = (&walk.server.server.app().core, "dev-1".parse().unwrap());
+    devices::renew(core, &id, String::new(), 1, 1).await.unwrap();
+    assert_eq!(walk.newest().await.action, "device.renew");
+    walk.called.insert("renew_certificate".to_owned());
     let labels = r#"{"labels": {"site": "north"}}"#;
     walk.call("change_device", ("PATCH", "/devices/dev-1"), labels, "device.labels")
         .await;
@@ -161,6 +167,9 @@ async fn devices_and_rollouts(walk: &mut Walk) {
         walk.call(&operation, ("POST", &path), "", &format!("rollout.{word}"))
             .await;
     }
+
+    walk.call("revoke_device", ("POST", "/devices/dev-1/revoke"), "", "device.revoke")
+        .await;
 
     // Four eyes: what somebody else has drafted for production.
     let alice = walk.server.token_of_user("alice", Role::Operator).await;
