@@ -3,7 +3,11 @@
 //! An expired one still renews for 90 days (the control plane's rule), so a device that was switched off for two months comes
 //! back by itself. Nothing here touches the models or the connection: the next handshake shows the new certificate.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde::Deserialize;
 use serde_json::json;
@@ -21,6 +25,13 @@ const LOOK_EVERY: Duration = Duration::from_secs(3600);
 /// After a failure: a tenth of what is left of the certificate's life, between these.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(3600);
+
+/// The time, in UTC milliseconds. It is at least when the certificate was issued, by the control plane's own clock, and what
+/// has passed since this agent knows it: with a clock that says 1970 nothing would ever be due.
+fn now_ms(clock: Duration, life: Life, known_for: Duration) -> u64 {
+    let least = life.issued_at_ms.saturating_add(known_for.as_millis() as u64);
+    least.max(clock.as_millis() as u64)
+}
 
 /// When a certificate is to be renewed, in UTC milliseconds: at two thirds of its life, up to a twentieth of it earlier by
 /// `jitter` (0 to 1), so that a fleet that was enrolled in an hour does not come back in one.
@@ -54,8 +65,13 @@ impl Renewal {
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let jitter = jitter();
         let mut not_before_ms = 0;
+        let mut known_since = Instant::now();
         loop {
-            let now_ms = clock::now_ms();
+            let now_ms = now_ms(
+                clock::for_certificates(),
+                self.identity.certificate,
+                known_since.elapsed(),
+            );
             let due_ms = due_at_ms(self.identity.certificate, jitter).max(not_before_ms);
             if now_ms < due_ms {
                 let pause = Duration::from_millis(due_ms - now_ms).min(LOOK_EVERY);
@@ -77,7 +93,10 @@ impl Renewal {
             };
             self = this;
             match done {
-                Ok(()) => tracing::info!("the certificate is renewed"),
+                Ok(()) => {
+                    known_since = Instant::now();
+                    tracing::info!("the certificate is renewed");
+                }
                 Err(error) => {
                     let retry = retry_after(self.identity.certificate, now_ms);
                     not_before_ms = now_ms + retry.as_millis() as u64;
@@ -135,6 +154,13 @@ mod tests {
             not_after_ms: 4,
         };
         assert_eq!(due_at_ms(none, 0.5), 5);
+    }
+
+    #[test]
+    fn a_clock_that_says_1970_does_not_keep_a_certificate_from_being_renewed() {
+        let day = Duration::from_millis(DAY_MS);
+        assert_eq!(now_ms(Duration::ZERO, LIFE, day * 20), due_at_ms(LIFE, 0.0));
+        assert_eq!(now_ms(day * 125, LIFE, day), 125 * DAY_MS);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! A device's identity over its life: it renews by itself while its model answers, and ends when it is revoked.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use serde_json::Value;
 use skerry_system_tests::{Device, Fleet, FleetConfig, fixtures::test_windows};
 
@@ -50,9 +52,7 @@ fn a_device_renews_its_certificate_while_its_model_answers() {
     assert_eq!(device.status().unwrap()["inference_errors"], 0);
     // The next handshake, after the first certificate has ended, is made with a new one.
     let is_over = || {
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         now.as_millis() as u64 > first_end
     };
     fleet
@@ -65,6 +65,29 @@ fn a_device_renews_its_certificate_while_its_model_answers() {
             Ok((fleet.device("dev-1")?["connected"] == true).then_some(()))
         })
         .unwrap();
+}
+
+#[test]
+fn a_device_whose_certificate_has_ended_while_it_was_off_comes_back_by_itself() {
+    let config = FleetConfig {
+        toml: "[tls]\ndevice_certificate_life = \"5s\"".to_owned(),
+        ..FleetConfig::default()
+    };
+    let fleet = Fleet::start_with(PROGRAM, config).unwrap();
+    let mut device = fleet.enroll("dev-1").unwrap();
+    let end = UNIX_EPOCH + Duration::from_millis(certificate_end(&fleet, "dev-1"));
+    // Time itself is the event here.
+    while let Ok(left) = end.duration_since(SystemTime::now()) {
+        std::thread::park_timeout(left + Duration::from_millis(1));
+    }
+    let first = certificate(&device);
+    device.start().unwrap();
+    fleet
+        .wait("the device to come back", || {
+            Ok((fleet.device("dev-1")?["connected"] == true).then_some(()))
+        })
+        .unwrap();
+    assert_ne!(certificate(&device), first);
 }
 
 #[test]

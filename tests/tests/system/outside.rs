@@ -22,14 +22,15 @@ fn readme_files() -> [String; 2] {
     })
 }
 
-/// Starts mosquitto with the README's own files; only its port and its folder are others.
+/// Starts mosquitto with the README's own files; only its port, its folder and its user are others.
 fn mosquitto(folder: &Path, port: u16) -> Process {
     let [config, acl] = readme_files();
     let config = config
         .replace("listener 8883", &format!("listener {port} 127.0.0.1"))
         .replace("/etc/mosquitto/skerry", folder.to_str().unwrap());
     fs::write(folder.join("acl"), acl).unwrap();
-    fs::write(folder.join("mosquitto.conf"), config + "log_dest stderr\n").unwrap();
+    // Started as root it becomes a user who may not read this folder, or the key.
+    fs::write(folder.join("mosquitto.conf"), config + "log_dest stderr\nuser root\n").unwrap();
     let mut command = Command::new("mosquitto");
     command.arg("-c").arg(folder.join("mosquitto.conf"));
     // Debian keeps daemons where a user's PATH does not look.

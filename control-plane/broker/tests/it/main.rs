@@ -8,6 +8,7 @@ mod access;
 mod client;
 mod delivery;
 mod lifecycle;
+mod tls;
 
 use client::Client;
 use skerry_broker::{Access, Authentication, Broker, BrokerConfig, Connect, Hooks, Identity, Limits, Refusal};
