@@ -15,6 +15,8 @@ mod store;
 mod tests;
 mod token;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 use zeroize::Zeroizing;
@@ -286,6 +288,9 @@ pub struct Access {
     attempts: Attempts,
     /// What is asked of the API and the console.
     pub(crate) load: Load,
+    /// Sign-ins that had to wait, since the newest entry of the audit log about one: an entry for each would let anybody fill
+    /// the log.
+    turned_away: AtomicU64,
 }
 
 /// How a sign-in ended that was let in to be looked at.
@@ -418,6 +423,25 @@ impl Access {
             hashing: Hashing::default(),
             attempts: Attempts::default(),
             load: Load::new(limits),
+            turned_away: AtomicU64::new(0),
+        }
+    }
+
+    /// Writes down that somebody has signed in.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn record_sign_in(&self, db: &Db, actor: &Actor, from: Network, now_ms: u64) -> Result<(), DbError> {
+        let fact = Fact::new("sign-in", format!("user/{}", actor.person)).with("from", from);
+        let (by, fact) = (actor.by(now_ms), self.with_turned_away(fact));
+        db.write(move |conn| audit::append(conn, &by, fact)).await
+    }
+
+    /// Adds how many were turned away meanwhile, if any.
+    fn with_turned_away(&self, fact: Fact) -> Fact {
+        match self.turned_away.swap(0, Ordering::Relaxed) {
+            0 => fact,
+            count => fact.with("turned_away_before", count),
         }
     }
 
@@ -435,6 +459,7 @@ impl Access {
         // A name that is none gets no memory of its own: anybody can send as many as they like.
         let account = name.parse::<UserName>().is_ok().then_some(name);
         if let Err(ms) = self.attempts.begin(account, from, now_ms) {
+            self.turned_away.fetch_add(1, Ordering::Relaxed);
             return Ok(SignIn::Wait { ms });
         }
         if let Some(grant) = self.password_grant(db, name, password, now_ms).await? {
@@ -442,6 +467,7 @@ impl Access {
             return Ok(SignIn::Granted(grant));
         }
         let fact = Fact::new("sign-in.refused", format!("user/{}", account.unwrap_or("?"))).with("from", from);
+        let fact = self.with_turned_away(fact);
         db.write(move |conn| audit::append(conn, &By::new("nobody", now_ms), fact))
             .await?;
         Ok(SignIn::Wrong)
@@ -452,7 +478,11 @@ impl Access {
     /// # Errors
     /// How many milliseconds the address should wait. It is no reason to refuse a right token: none is found by trying.
     pub fn wrong_token(&self, from: Network, now_ms: u64) -> Result<(), u64> {
-        self.attempts.begin(None, from, now_ms)
+        let begun = self.attempts.begin(None, from, now_ms);
+        if begun.is_err() {
+            self.turned_away.fetch_add(1, Ordering::Relaxed);
+        }
+        begun
     }
 
     /// What a name and a password give, if they belong together. It takes as long for a name that nobody has.

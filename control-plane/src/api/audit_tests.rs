@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use axum::http::Request;
 use serde_json::{Value, json};
 use skerry_shared::digest::Digest;
 
@@ -123,6 +124,32 @@ async fn every_call_that_changes_something_leaves_an_entry() {
         "make these calls here, or say why they leave no entry: {missing:?}"
     );
     walk.server.server.shutdown().await;
+}
+
+#[tokio::test]
+async fn sign_ins_stand_in_the_log_and_those_that_had_to_wait_are_counted() {
+    let server = TestServer::start().await;
+    server.token_of_user("alice", Role::Viewer).await;
+    let sign_in = async |form: String| {
+        let request = Request::post("/login").header("content-type", "application/x-www-form-urlencoded");
+        server.send(request.body(form.into()).unwrap()).await.status.as_u16()
+    };
+    let mut refused = 0;
+    for _ in 0..8 {
+        refused += usize::from(sign_in("user=alice&password=wrong".to_owned()).await == 401);
+    }
+    assert!((1..8).contains(&refused), "some are refused, some must wait");
+    assert_eq!(sign_in(format!("token={}", server.token)).await, 303);
+    let filter = Filter {
+        action: Some("sign-in".to_owned()),
+        limit: 100,
+        ..Filter::default()
+    };
+    let entries = audit::list(&server.server.app().core, filter).await.unwrap();
+    assert_eq!((entries[0].action.as_str(), entries.len()), ("sign-in", refused + 1));
+    assert_eq!(entries[0].details["turned_away_before"], (8 - refused).to_string());
+    assert!(entries.iter().all(|entry| !format!("{entry:?}").contains("wrong")));
+    server.server.shutdown().await;
 }
 
 async fn models(walk: &mut Walk) {

@@ -154,7 +154,15 @@ enum Command {
 impl Command {
     fn asks_the_control_plane(&self) -> bool {
         match self {
-            Command::Serve(_) | Command::Keys(_) | Command::Ca(_) => false,
+            Command::Serve(_) | Command::Ca(_) => false,
+            // A machine without a network must do these, whatever the environment says of a control plane.
+            Command::Keys(command) => match command {
+                keys::Command::Publish { .. } | keys::Command::Update { .. } => true,
+                keys::Command::Renew { targets, .. } => targets.is_none(),
+                _ => false,
+            },
+            Command::Bundle(bundle::Command::Verify { .. } | bundle::Command::Inspect { .. }) => false,
+            Command::Audit(audit::Command::Verify { file, .. }) => file.is_none(),
             #[cfg(feature = "demo")]
             Command::Demo(_) | Command::Agent { .. } => false,
             _ => true,

@@ -71,7 +71,10 @@ pub(super) async fn login(
         app.access.sign_in(&app.core, (&form.user, password), from, now).await?
     };
     let (status, error) = match signed_in {
-        SignIn::Granted(grant) => return open_session(&console, grant, &headers, now),
+        SignIn::Granted(grant) => {
+            app.access.record_sign_in(&app.core, &grant.actor, from, now).await?;
+            return open_session(&console, grant, &headers, now);
+        }
         SignIn::Wrong if form.user.is_empty() => (StatusCode::UNAUTHORIZED, "This API token is not known.".to_owned()),
         SignIn::Wrong => (
             StatusCode::UNAUTHORIZED,
