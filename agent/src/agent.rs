@@ -1,7 +1,7 @@
 //! The agent's loop: one place where everything that can happen is seen, the state is written, and the effect is started.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -9,12 +9,7 @@ use std::{
 use anyhow::Context;
 use rumqttc::QoS;
 use skerry_inference::Runtime;
-use skerry_shared::{
-    desired::{Desired, Outcome, OutcomeResult, ReportedError},
-    id::{BootId, ModelName},
-    schema::Envelope,
-    topic::Channel,
-};
+use skerry_shared::{desired::ReportedError, id::BootId, schema::Envelope, topic::Channel};
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +19,7 @@ use crate::{
     enroll::Identity,
     fetch::Fetcher,
     link::{self, FromBroker},
-    record::{Installed, Keeper},
+    record::Keeper,
     renew::Renewal,
     report::{self, Facts},
     serve,
@@ -32,8 +27,12 @@ use crate::{
     store::Store,
     telemetry::{self, spool::TelemetryStatus},
     tls::{self, DeviceCertificate, DeviceKey},
-    update::{Effect, Event, Job, State, effect_of, next_job, step},
-    verify::{Trust, VerifyError},
+    update::{
+        Effect, Event, Job, State,
+        decide::{self, Cost},
+        effect_of,
+    },
+    verify::Trust,
     worker::{Fetch, Progress, Work, Worker},
 };
 
@@ -68,13 +67,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
     let mut boot = [0; 16];
     getrandom::fill(&mut boot).context("no randomness from the system")?;
     let boot_id: BootId = hex::encode(boot).parse().expect("sixteen bytes are 32 hex digits");
-    let mut keeper = Keeper::open(&disk, &options.state_dir)?;
-    let store = Store::open(&disk, &options.state_dir, options.store_limit)?;
-    let trust =
-        Trust::open(&disk, &options.state_dir, keeper.get().floors).context("the trusted metadata is unusable")?;
-    // A start that broke off between file and record is made good here.
-    let floors = trust.floors();
-    keeper.change(|record| record.floors = floors)?;
+    let (keeper, store, trust) = open_state(&disk, &options.state_dir, options.store_limit)?;
     let serving = Arc::new(Serving::default());
     let runtime = Runtime::new()?;
 
@@ -119,7 +112,11 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
     // Not `shutdown`: requests that end after it are still counted.
     let counted = CancellationToken::new();
     let telemetry = tokio::spawn(telemetry.run(counted.clone()));
-    let fetcher = Fetcher::new(sender.clone(), received.parts, options.bandwidth);
+    let wants = sender.clone();
+    let send = move |want| {
+        wants.try_publish(Channel::Want, QoS::AtLeastOnce, want);
+    };
+    let fetcher = Fetcher::new(Box::new(send), received.parts, options.bandwidth);
     let progress = Arc::new(Progress::default());
     let worker = Worker {
         store,
@@ -129,7 +126,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
         serving: Arc::clone(&serving),
         progress: Arc::clone(&progress),
         resuming: matches!(keeper.get().update, State::Download { .. }),
-        floors: None,
+        keeper: keeper.clone(),
     };
     let mut agent = Agent {
         disk,
@@ -162,6 +159,20 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
         Err(_) => tracing::warn!("some inference requests did not end in time"),
     }
     ended
+}
+
+/// Opens what an earlier start has left.
+pub(crate) fn open_state(
+    disk: &Disk,
+    state_dir: &Path,
+    store_limit: Option<u64>,
+) -> anyhow::Result<(Keeper, Store, Trust)> {
+    let keeper = Keeper::open(disk, state_dir)?;
+    let store = Store::open(disk, state_dir, store_limit)?;
+    let trust = Trust::open(disk, state_dir, keeper.get().floors).context("the trusted metadata is unusable")?;
+    let floors = trust.floors();
+    keeper.change(|record| record.floors = floors)?;
+    Ok((keeper, store, trust))
 }
 
 /// What the loop owns.
@@ -197,48 +208,15 @@ impl Agent {
         let slots = self.keeper.get().slots.clone();
         let Some(mut worker) = self.worker.take() else { return };
         let loaded = tokio::task::spawn_blocking(move || {
-            let mut unusable = Vec::new();
-            for (model, slots) in slots {
-                let Some(current) = &slots.current else { continue };
-                let Err(error) = worker.serve_installed(&model, current) else {
-                    continue;
-                };
-                tracing::error!(model.name = %model, code = error.code, error = error.message, "cannot serve an installed bundle");
-                if let Some(previous) = &slots.previous
-                    && let Err(error) = worker.serve_installed(&model, previous)
-                {
-                    tracing::error!(model.name = %model, code = error.code, error = error.message, "cannot serve the previous bundle");
-                }
-                unusable.push((model, current.clone(), error));
-            }
+            let unusable = worker.serve_slots(&slots);
             (worker, unusable)
         });
         let Ok((worker, unusable)) = loaded.await else { return };
         self.worker = Some(worker);
-        let changed = self.keeper.change(|record| {
-            for (model, current, error) in unusable {
-                if let Some(slots) = record.slots.get_mut(&model) {
-                    slots.current = None;
-                }
-                let generation = record
-                    .desired
-                    .as_ref()
-                    .map(|desired| desired.generation)
-                    .unwrap_or_default();
-                let outcome = Outcome {
-                    generation,
-                    model: model.clone(),
-                    version: current.version,
-                    rollout: None,
-                    result: OutcomeResult::Failed(error),
-                    wire_bytes: 0,
-                    resumed_downloads: 0,
-                };
-                record.outcomes.insert(model, outcome);
+        for (model, error) in unusable {
+            if let Err(error) = decide::give_up_current(&self.keeper, &model, error) {
+                log_disk(error);
             }
-        });
-        if let Err(error) = changed {
-            log_disk(error);
         }
     }
 
@@ -255,8 +233,7 @@ impl Agent {
                 done = async { match running { Some(task) => task.await, None => std::future::pending().await } } => {
                     self.running = None;
                     match done {
-                        Ok((mut worker, event)) => {
-                            self.keep_floors(worker.floors.take());
+                        Ok((worker, event)) => {
                             self.worker = Some(worker);
                             self.turn(event);
                         }
@@ -285,23 +262,13 @@ impl Agent {
         }
     }
 
-    /// The metadata versions that must never go back are kept apart from the metadata files.
-    fn keep_floors(&mut self, risen: Option<skerry_tuf::VersionFloors>) {
-        if let Some(floors) = risen
-            && let Err(error) = self.keeper.change(|record| record.floors = floors)
-        {
-            log_disk(error);
-        }
-    }
-
     /// One turn of the machine: the next state is on disk before its effect starts.
     fn turn(&mut self, event: Event) {
-        let before = self.keeper.get().update.clone();
-        let (next, effect) = step(before, event);
-        if let Err(error) = self.keeper.change(|record| record.update = next) {
+        let effect = match decide::advance(&self.keeper, event) {
+            Ok(effect) => effect,
             // The state stays: the same effect runs again at the next tick.
-            return log_disk(error);
-        }
+            Err(error) => return log_disk(error),
+        };
         tracing::info!(
             update.state = self.keeper.get().update.update_state().as_str(),
             "the update goes on"
@@ -316,7 +283,7 @@ impl Agent {
         match effect {
             Effect::Rest => self.look_for_work(),
             Effect::Commit(job) => {
-                let event = self.commit(&job);
+                let event = decide::commit(&self.keeper, &job, self.take_cost());
                 self.turn(event);
             }
             Effect::Record {
@@ -324,7 +291,9 @@ impl Agent {
                 error,
                 rolled_back,
             } => {
-                let event = self.write_failure(&job, error, rolled_back);
+                let assignment = &job.assignment;
+                tracing::warn!(model.name = %assignment.model, model.version = assignment.version.0, code = error.code, "an update failed");
+                let event = decide::write_failure(&self.keeper, &job, error, rolled_back, self.take_cost());
                 self.turn(event);
             }
             Effect::Sync(job) => self.spawn(job, Work::Fetch(Fetch::Metadata)),
@@ -340,7 +309,7 @@ impl Agent {
 
     fn spawn(&mut self, job: Job, work: Work) {
         let Some(mut worker) = self.worker.take() else { return };
-        let record = self.keeper.get().clone();
+        let record = self.keeper.get();
         let cancel = CancellationToken::new();
         let token = cancel.clone();
         let task = tokio::spawn(async move {
@@ -354,31 +323,13 @@ impl Agent {
     fn look_for_work(&mut self) {
         let desired = self.keeper.get().desired.clone();
         let Some(desired) = desired else { return };
-        let wanted = |model: &ModelName| desired.bundles.iter().any(|assignment| assignment.model == *model);
-        let dropped: Vec<ModelName> = self
-            .keeper
-            .get()
-            .slots
-            .keys()
-            .filter(|model| !wanted(model))
-            .cloned()
-            .collect();
-        let changed = self
-            .keeper
-            .change(|record| record.slots.retain(|model, _| wanted(model)));
-        if let Err(error) = changed {
-            return log_disk(error);
-        }
+        let Some(worker) = &self.worker else { return };
+        let (dropped, job) = match decide::rest(&self.keeper, &worker.store, &desired) {
+            Ok(decided) => decided,
+            Err(error) => return log_disk(error),
+        };
         for model in dropped {
             self.serving.remove(&model);
-        }
-        let job = next_job(&desired, self.keeper.get());
-        // Before it begins: what nobody needs any more must not take its room.
-        let candidate = job.as_ref().map(|job| job.assignment.index);
-        if let Some(worker) = &self.worker
-            && let Err(error) = worker.store.collect_garbage(self.keeper.get(), candidate)
-        {
-            tracing::warn!(%error, "cannot clean the store up");
         }
         match job {
             Some(job) => {
@@ -416,7 +367,7 @@ impl Agent {
             return;
         }
         tracing::info!(generation = desired.generation.0, "a new desired state");
-        if let Err(error) = self.accept(desired) {
+        if let Err(error) = decide::accept(&self.keeper, desired) {
             return log_disk(error);
         }
         let still_wanted = self.keeper.get().update.job().is_some_and(|job| self.wants(job));
@@ -433,60 +384,16 @@ impl Agent {
 
     /// True when the intent still asks for what this job brings.
     fn wants(&self, job: &Job) -> bool {
-        let desired = self.keeper.get().desired.as_ref();
+        let record = self.keeper.get();
+        let desired = record.desired.as_ref();
         desired.is_some_and(|desired| desired.bundles.iter().any(|a| a.index == job.assignment.index))
     }
 
-    fn accept(&mut self, desired: Desired) -> Result<(), DiskError> {
-        self.keeper.change(|record| {
-            // Not the greatest ever: a control plane whose clock was wrong for a day must be able to say so. Generations only
-            // grow, so nobody can bring an old time back.
-            record.time_floor_ms = desired.issued_at_ms;
-            record.desired = Some(desired);
-        })
-    }
-
-    fn commit(&mut self, job: &Job) -> Event {
-        let wire = self.progress.wire.swap(0, Ordering::Relaxed);
-        let resumed = self.progress.resumed.swap(0, Ordering::Relaxed) as u32;
-        let changed = self.keeper.change(|record| {
-            let candidate = Installed {
-                version: job.assignment.version,
-                index: job.assignment.index,
-            };
-            let slots = record.slots.entry(job.assignment.model.clone()).or_default();
-            if slots.current.as_ref() != Some(&candidate) {
-                slots.previous = slots.current.replace(candidate);
-            }
-            let outcome = report::outcome(job, OutcomeResult::Succeeded, wire, resumed);
-            record.outcomes.insert(job.assignment.model.clone(), outcome);
-        });
-        match changed {
-            Ok(()) => Event::Done,
-            Err(error) => Event::Failed(VerifyError::Disk(error).report()),
-        }
-    }
-
-    fn write_failure(&mut self, job: &Job, error: ReportedError, rolled_back: bool) -> Event {
-        tracing::warn!(model.name = %job.assignment.model, model.version = job.assignment.version.0, code = error.code, "an update failed");
-        let wire = self.progress.wire.swap(0, Ordering::Relaxed);
-        let resumed = self.progress.resumed.swap(0, Ordering::Relaxed) as u32;
-        let changed = self.keeper.change(|record| {
-            let model = job.assignment.model.clone();
-            record
-                .failed
-                .insert(model.clone(), (job.assignment.index, job.generation));
-            let result = match rolled_back {
-                true => OutcomeResult::RolledBack(error),
-                false => OutcomeResult::Failed(error),
-            };
-            record
-                .outcomes
-                .insert(model, report::outcome(job, result, wire, resumed));
-        });
-        match changed {
-            Ok(()) => Event::Done,
-            Err(error) => Event::Failed(VerifyError::Disk(error).report()),
+    /// What the update under way has cost; counted once.
+    fn take_cost(&self) -> Cost {
+        Cost {
+            wire_bytes: self.progress.wire.swap(0, Ordering::Relaxed),
+            resumed: self.progress.resumed.swap(0, Ordering::Relaxed) as u32,
         }
     }
 
@@ -505,7 +412,7 @@ impl Agent {
             ),
             refused: self.refused.clone(),
         };
-        let reported = report::reported(self.keeper.get(), &facts);
+        let reported = report::reported(&self.keeper.get(), &facts);
         self.status
             .send_replace(serde_json::to_value(&reported).unwrap_or_default());
         if !self

@@ -2,20 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use rumqttc::QoS;
 use skerry_shared::{
     chunk::{Chunk, ChunkIndex, Codec, unshuffle4},
     digest::Digest,
     schema::{Envelope, SchemaVersion},
-    topic::Channel,
     transfer::{Object, PART_BYTES, Part, PartContent, Want},
 };
 use tokio::sync::mpsc;
 
-use crate::{
-    link::Sender,
-    transfer::{Stop, Transfer, WINDOW},
-};
+use crate::transfer::{Stop, Transfer, WINDOW};
 
 /// How often time-outs are looked at.
 const TICK: Duration = Duration::from_millis(500);
@@ -51,9 +46,12 @@ impl FetchError {
     }
 }
 
+/// Sends an encoded want, or loses it.
+pub(crate) type SendWant = Box<dyn Fn(Vec<u8>) + Send + Sync>;
+
 /// The fetching side of the link.
 pub(crate) struct Fetcher {
-    sender: Sender,
+    send: SendWant,
     parts: mpsc::Receiver<Vec<u8>>,
     bucket: Option<Bucket>,
     next_request: u64,
@@ -63,10 +61,10 @@ pub(crate) struct Fetcher {
 }
 
 impl Fetcher {
-    pub(crate) fn new(sender: Sender, parts: mpsc::Receiver<Vec<u8>>, bytes_per_second: Option<u64>) -> Fetcher {
+    pub(crate) fn new(send: SendWant, parts: mpsc::Receiver<Vec<u8>>, bytes_per_second: Option<u64>) -> Fetcher {
         let bucket = bytes_per_second.map(Bucket::new);
         Fetcher {
-            sender,
+            send,
             parts,
             bucket,
             next_request: 1,
@@ -175,7 +173,7 @@ impl Fetcher {
                     parts,
                 };
                 // A want that does not leave is repeated after its time-out.
-                self.sender.try_publish(Channel::Want, QoS::AtLeastOnce, want.to_json());
+                (self.send)(want.to_json());
             }
             let wait = self.bucket.as_ref().map_or(TICK, |bucket| bucket.wait().min(TICK));
             let message = match tokio::time::timeout(wait, self.parts.recv()).await {

@@ -23,6 +23,9 @@ mod worker;
 mod proof;
 
 mod agent;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::print_stdout)]
+mod crash_tests;
 mod report;
 mod serve;
 mod telemetry;

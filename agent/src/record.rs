@@ -1,6 +1,10 @@
 //! What the agent must not forget: one record, written as a whole before anything is done about it.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use serde::{Deserialize, Serialize};
 use skerry_shared::{
@@ -51,33 +55,41 @@ pub(crate) struct Installed {
     pub(crate) index: Digest,
 }
 
-/// The record with its place on disk.
-pub(crate) struct Keeper {
+/// The record with its place on disk; cheap to clone, and the same record everywhere.
+#[derive(Clone)]
+pub(crate) struct Keeper(Arc<Mutex<Kept>>);
+
+struct Kept {
     copies: TwoCopies,
-    record: Record,
+    record: Arc<Record>,
 }
 
 impl Keeper {
-    pub(crate) fn open(disk: &Disk, folder: &std::path::Path) -> Result<Keeper, DiskError> {
+    pub(crate) fn open(disk: &Disk, folder: &Path) -> Result<Keeper, DiskError> {
         let (copies, record) = TwoCopies::open(disk, folder)?;
-        Ok(Keeper {
-            copies,
-            record: record.unwrap_or_default(),
-        })
+        let record = Arc::new(record.unwrap_or_default());
+        Ok(Keeper(Arc::new(Mutex::new(Kept { copies, record }))))
     }
 
-    pub(crate) fn get(&self) -> &Record {
-        &self.record
+    /// The record as it is now.
+    pub(crate) fn get(&self) -> Arc<Record> {
+        Arc::clone(&self.lock().record)
     }
 
     /// Changes the record; the change is on disk when this returns, or not made at all.
-    pub(crate) fn change(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), DiskError> {
-        let mut next = self.record.clone();
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Record)) -> Result<(), DiskError> {
+        let mut kept = self.lock();
+        let mut next = Record::clone(&kept.record);
         change(&mut next);
-        if next != self.record {
-            self.copies.write(&next)?;
-            self.record = next;
+        if next != *kept.record {
+            kept.copies.write(&next)?;
+            kept.record = Arc::new(next);
         }
         Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        // A change that panicked has changed neither the disk nor what is behind the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -6,7 +6,10 @@ use skerry_shared::{
     schema::SchemaVersion,
 };
 
-use crate::record::Record;
+use crate::{
+    record::Record,
+    update::{Job, decide::Cost},
+};
 
 /// What the record does not hold.
 pub(crate) struct Facts<'a> {
@@ -72,14 +75,14 @@ pub(crate) fn reported(record: &Record, facts: &Facts<'_>) -> Reported {
 }
 
 /// The outcome of a job.
-pub(crate) fn outcome(job: &crate::update::Job, result: OutcomeResult, wire_bytes: u64, resumed: u32) -> Outcome {
+pub(crate) fn outcome(job: &Job, result: OutcomeResult, cost: Cost) -> Outcome {
     Outcome {
         generation: job.generation,
         model: job.assignment.model.clone(),
         version: job.assignment.version,
         rollout: job.assignment.rollout,
         result,
-        wire_bytes,
-        resumed_downloads: resumed,
+        wire_bytes: cost.wire_bytes,
+        resumed_downloads: cost.resumed,
     }
 }

@@ -160,7 +160,7 @@ impl Trust {
         &mut self,
         fetcher: &mut Fetcher,
         now_ms: u64,
-        mut floors_changed: impl FnMut(VersionFloors) -> Result<(), DiskError>,
+        floors_changed: impl Fn(VersionFloors) -> Result<(), DiskError> + Send,
     ) -> Result<(), VerifyError> {
         let expiry = Expiry::Enforce(UnixTime::from_millis(now_ms as i64));
         // §5.3: the chain of roots, one by one.
@@ -171,6 +171,13 @@ impl Trust {
             };
             self.set.update_root(&bytes)?;
             floors_changed(self.set.floors())?;
+            // What the new root made the set forget goes first, the root last: after a power cut in between the old root
+            // is walked again.
+            for role in [Role::Timestamp, Role::Snapshot, Role::Targets] {
+                if self.set.bytes(role).is_none() {
+                    self.disk.remove(&self.folder.join(role.file_name()))?;
+                }
+            }
             self.store(Role::Root)?;
         }
         // §5.4: the timestamp.

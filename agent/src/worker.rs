@@ -1,9 +1,11 @@
 //! What an update does that takes time: fetching, verifying, loading, watching, returning.
 //!
 //! The worker owns the store, the trusted metadata and the fetching side of the link, and does one thing at a time. It never
-//! writes the state record: it says how its work has ended, and the loop in `agent` decides what that means.
+//! decides what its result means, and writes nothing into the state record but the floors of the metadata versions: it says
+//! how its work has ended, and the loop in `agent` decides.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -20,14 +22,13 @@ use skerry_shared::{
     digest::Digest,
     id::ModelName,
 };
-use skerry_tuf::VersionFloors;
 use tokio::task::block_in_place;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::now_ms,
     fetch::Fetcher,
-    record::{Installed, Record},
+    record::{Installed, Keeper, Record, Slots},
     serving::Serving,
     store::{Sources, Store},
     update::{Event, Job},
@@ -79,8 +80,8 @@ pub(crate) struct Worker {
     pub(crate) progress: Arc<Progress>,
     /// True until the first download after a start of the agent in the middle of one.
     pub(crate) resuming: bool,
-    /// Floors to be kept in the record, if they have risen.
-    pub(crate) floors: Option<VersionFloors>,
+    /// For the metadata versions that must never go back: they are written before the files. It decides nothing else.
+    pub(crate) keeper: Keeper,
 }
 
 impl Worker {
@@ -123,16 +124,16 @@ impl Worker {
 
     async fn sync(&mut self, job: &Job, record: &Record) -> Result<(), VerifyError> {
         let now = now_ms().max(record.time_floor_ms);
-        let mut floors = None;
-        let refreshed = self.trust.refresh(&mut self.fetcher, now, |risen| {
-            floors = Some(risen);
-            Ok(())
-        });
-        let refreshed = refreshed.await;
-        self.floors = floors.or(self.floors.take());
-        refreshed?;
+        self.refresh(now).await?;
         let bytes = self.trust.fetch_index(&mut self.fetcher, &job.assignment, now).await?;
         Ok(self.store.put_index(job.assignment.index, &bytes)?)
+    }
+
+    /// Brings the metadata up to date.
+    pub(crate) async fn refresh(&mut self, now_ms: u64) -> Result<(), VerifyError> {
+        let keeper = self.keeper.clone();
+        let keep = move |floors| keeper.change(|record| record.floors = floors);
+        self.trust.refresh(&mut self.fetcher, now_ms, keep).await
     }
 
     async fn download(&mut self, job: &Job, record: &Record) -> Result<(), VerifyError> {
@@ -294,6 +295,25 @@ impl Worker {
             self.serving.remove(model);
         }
         restored
+    }
+
+    /// Lets what the slots say serve, and says which current bundles cannot. The previous one takes the place of such a one.
+    pub(crate) fn serve_slots(&mut self, slots: &BTreeMap<ModelName, Slots>) -> Vec<(ModelName, ReportedError)> {
+        let mut unusable = Vec::new();
+        for (model, slots) in slots {
+            let Some(current) = &slots.current else { continue };
+            let Err(error) = self.serve_installed(model, current) else {
+                continue;
+            };
+            tracing::error!(model.name = %model, code = error.code, error = error.message, "cannot serve an installed bundle");
+            if let Some(previous) = &slots.previous
+                && let Err(error) = self.serve_installed(model, previous)
+            {
+                tracing::error!(model.name = %model, code = error.code, error = error.message, "cannot serve the previous bundle");
+            }
+            unusable.push((model.clone(), error));
+        }
+        unusable
     }
 
     /// Lets an installed bundle serve.

@@ -7,6 +7,8 @@
 
 mod copies;
 mod fs;
+#[cfg(test)]
+pub(crate) mod sim;
 
 use std::{
     fs::File,

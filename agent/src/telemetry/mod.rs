@@ -13,6 +13,9 @@ pub(crate) mod metrics;
 pub(crate) mod spool;
 
 mod collect;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod cut_tests;
 mod host;
 mod outbox;
 #[cfg(test)]

@@ -18,7 +18,7 @@ fn frame(boot: u8, seq: u64) -> Frame {
 }
 
 /// A frame of `seq % 3 + 1` points.
-fn sized_frame(boot: u8, seq: u64, body_bytes: usize) -> Frame {
+pub(super) fn sized_frame(boot: u8, seq: u64, body_bytes: usize) -> Frame {
     let id = id(boot, seq);
     let body = vec![seq as u8; body_bytes];
     let bytes = TelemetryFrame {
@@ -34,7 +34,7 @@ fn sized_frame(boot: u8, seq: u64, body_bytes: usize) -> Frame {
     }
 }
 
-fn id(boot: u8, seq: u64) -> FrameId {
+pub(super) fn id(boot: u8, seq: u64) -> FrameId {
     let boot_id = hex::encode([boot; 16]).parse().unwrap();
     FrameId { boot_id, seq }
 }

@@ -1,5 +1,6 @@
 //! The update machine (DESIGN §6): one bundle at a time, from a new desired state to Commit or back.
 
+pub(crate) mod decide;
 mod step;
 
 use serde::{Deserialize, Serialize};
@@ -8,7 +9,7 @@ use skerry_shared::{
     id::Generation,
 };
 
-pub(crate) use step::{Effect, Event, effect_of, next_job, step};
+pub(crate) use step::{Effect, Event, effect_of};
 
 /// Starts of the agent in one Install or Probation after which the candidate is given up: it is what ends the agent.
 pub(crate) const CANDIDATE_BOOTS_MAX: u32 = 3;

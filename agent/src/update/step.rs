@@ -89,6 +89,8 @@ pub(crate) fn step(state: State, event: Event) -> (State, Effect) {
         },
 
         (State::Commit { .. }, Event::Done) => State::Idle,
+        // The slots are as before, so the old bundle serves again: the candidate must serve before it may be committed.
+        (State::Commit { job }, Event::Started) => State::Probation { job, boots: 1 },
         // The slots are as before; the candidate proved itself. Commit is one write: only a broken disk fails it.
         (State::Commit { job }, Event::Failed(error)) => State::Rollback { job, error },
         (State::Rollback { job, error }, Event::Done | Event::Failed(_)) => State::Failure {
@@ -104,9 +106,10 @@ pub(crate) fn step(state: State, event: Event) -> (State, Effect) {
             Event::Wanted(_) | Event::Started,
         ) => state,
         (
-            state @ (State::Commit { .. } | State::Rollback { .. } | State::Failure { .. }),
+            state @ (State::Rollback { .. } | State::Failure { .. }),
             Event::Wanted(_) | Event::Superseded | Event::Started,
         ) => state,
+        (state @ State::Commit { .. }, Event::Wanted(_) | Event::Superseded) => state,
         (state @ State::Install { .. }, Event::Wanted(_) | Event::Superseded) => state,
         (state @ State::Probation { .. }, Event::Wanted(_)) => state,
     };
@@ -271,6 +274,10 @@ mod tests {
                 State::Install { .. } | State::Probation { .. } => {
                     let goes_on = matches!(again, State::Install { .. } | State::Probation { .. } | State::Rollback { .. });
                     prop_assert!(goes_on);
+                }
+                State::Commit { .. } => {
+                    let watches = matches!(again, State::Probation { boots: 1, .. });
+                    prop_assert!(watches);
                 }
                 _ => prop_assert_eq!((again, repeated), (state, effect)),
             }

@@ -1,0 +1,125 @@
+//! The writing half of the update: each decision is one change of the record, durable before anything is done about it.
+//!
+//! No network, no models, no tasks: the loop in `agent` calls these in answer to what happens. Invariant: after an error
+//! the decision was not made.
+
+use skerry_shared::{
+    desired::{Desired, Outcome, OutcomeResult, ReportedError},
+    id::ModelName,
+};
+
+use super::{
+    Effect, Event, Job, State,
+    step::{next_job, step},
+};
+use crate::{
+    disk::DiskError,
+    record::{Installed, Keeper},
+    report,
+    store::Store,
+    verify::VerifyError,
+};
+
+/// What an update has cost on the link.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Cost {
+    pub(crate) wire_bytes: u64,
+    pub(crate) resumed: u32,
+}
+
+/// One turn of the machine: the next state is on disk when its effect is returned.
+pub(crate) fn advance(keeper: &Keeper, event: Event) -> Result<Effect, DiskError> {
+    let (next, effect) = step(keeper.get().update.clone(), event);
+    keeper.change(|record| record.update = next)?;
+    Ok(effect)
+}
+
+/// Takes a newer intent.
+pub(crate) fn accept(keeper: &Keeper, desired: Desired) -> Result<(), DiskError> {
+    keeper.change(|record| {
+        // Not the greatest ever: a control plane whose clock was wrong for a day must be able to say so. Generations only
+        // grow, so nobody can bring an old time back.
+        record.time_floor_ms = desired.issued_at_ms;
+        record.desired = Some(desired);
+    })
+}
+
+/// Idle: forgets the slots of models that the intent does not list and says which, cleans up, and gives the next job.
+pub(crate) fn rest(
+    keeper: &Keeper,
+    store: &Store,
+    desired: &Desired,
+) -> Result<(Vec<ModelName>, Option<Job>), DiskError> {
+    let wanted = |model: &ModelName| desired.bundles.iter().any(|assignment| assignment.model == *model);
+    let record = keeper.get();
+    let dropped = record.slots.keys().filter(|model| !wanted(model)).cloned().collect();
+    keeper.change(|record| record.slots.retain(|model, _| wanted(model)))?;
+    let record = keeper.get();
+    let job = next_job(desired, &record);
+    // Before it begins: what nobody needs any more must not take its room.
+    let candidate = job.as_ref().map(|job| job.assignment.index);
+    if let Err(error) = store.collect_garbage(&record, candidate) {
+        tracing::warn!(%error, "cannot clean the store up");
+    }
+    Ok((dropped, job))
+}
+
+/// Empties the current slot of a model whose installed bundle does not load, so that it is fetched anew.
+pub(crate) fn give_up_current(keeper: &Keeper, model: &ModelName, error: ReportedError) -> Result<(), DiskError> {
+    keeper.change(|record| {
+        let desired = record.desired.as_ref();
+        let generation = desired.map(|desired| desired.generation).unwrap_or_default();
+        let Some(current) = record.slots.get_mut(model).and_then(|slots| slots.current.take()) else {
+            return;
+        };
+        let outcome = Outcome {
+            generation,
+            model: model.clone(),
+            version: current.version,
+            rollout: None,
+            result: OutcomeResult::Failed(error),
+            wire_bytes: 0,
+            resumed_downloads: 0,
+        };
+        record.outcomes.insert(model.clone(), outcome);
+    })
+}
+
+/// Makes the candidate the current bundle. The update ends with the same write: a start in state Commit means that the slots
+/// are as before.
+pub(crate) fn commit(keeper: &Keeper, job: &Job, cost: Cost) -> Event {
+    ended(keeper.change(|record| {
+        let candidate = Installed {
+            version: job.assignment.version,
+            index: job.assignment.index,
+        };
+        let slots = record.slots.entry(job.assignment.model.clone()).or_default();
+        if slots.current.as_ref() != Some(&candidate) {
+            slots.previous = slots.current.replace(candidate);
+        }
+        record.update = State::Idle;
+        let outcome = report::outcome(job, OutcomeResult::Succeeded, cost);
+        record.outcomes.insert(job.assignment.model.clone(), outcome);
+    }))
+}
+
+/// Writes down that an update failed: under this generation the bundle is not tried again.
+pub(crate) fn write_failure(keeper: &Keeper, job: &Job, error: ReportedError, rolled_back: bool, cost: Cost) -> Event {
+    ended(keeper.change(|record| {
+        let model = job.assignment.model.clone();
+        let failed = (job.assignment.index, job.generation);
+        record.failed.insert(model.clone(), failed);
+        let result = match rolled_back {
+            true => OutcomeResult::RolledBack(error),
+            false => OutcomeResult::Failed(error),
+        };
+        record.outcomes.insert(model, report::outcome(job, result, cost));
+    }))
+}
+
+fn ended(changed: Result<(), DiskError>) -> Event {
+    match changed {
+        Ok(()) => Event::Done,
+        Err(error) => Event::Failed(VerifyError::Disk(error).report()),
+    }
+}
