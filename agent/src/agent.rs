@@ -9,12 +9,12 @@ use std::{
 use anyhow::Context;
 use rumqttc::QoS;
 use skerry_inference::Runtime;
-use skerry_shared::{desired::ReportedError, id::BootId, schema::Envelope, topic::Channel};
+use skerry_shared::{desired::ReportedError, id::BootId, schema::Envelope, time::NONCE_BYTES, topic::Channel};
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clock::now_ms,
+    clock::Clock,
     disk::{self, Disk, DiskError},
     enroll::Identity,
     fetch::Fetcher,
@@ -26,13 +26,14 @@ use crate::{
     serving::Serving,
     store::Store,
     telemetry::{self, spool::TelemetryStatus},
+    time_request::Asking,
     tls::{self, DeviceCertificate, DeviceKey},
     update::{
         Effect, Event, Job, State,
         decide::{self, Cost},
         effect_of,
     },
-    verify::Trust,
+    verify::{Trust, VerifyError},
     worker::{Fetch, Progress, Work, Worker},
 };
 
@@ -49,6 +50,8 @@ pub(crate) struct Options {
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often a report is repeated when nothing changes: the last one may be lost, and so may what it answers.
 const REPORT_EVERY: Duration = Duration::from_secs(300);
+/// How often newer metadata is looked for while there is nothing to install: a timestamp lives for a day.
+const LOOK_EVERY: Duration = Duration::from_secs(6 * 3600);
 /// How long requests under way may take to end at shutdown; what they count is still collected.
 const API_DRAIN: Duration = Duration::from_secs(5);
 
@@ -63,11 +66,14 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
     let key = DeviceKey::read(&disk, &options.state_dir)?
         .context("device.key is missing: enrol again with an empty state folder")?;
     let certificate = Arc::new(DeviceCertificate::read(&disk, &options.state_dir, &key)?);
-    let tls = tls::for_broker(&identity.broker_authority()?, Arc::clone(&certificate))?;
     let mut boot = [0; 16];
     getrandom::fill(&mut boot).context("no randomness from the system")?;
     let boot_id: BootId = hex::encode(boot).parse().expect("sixteen bytes are 32 hex digits");
     let (keeper, store, trust) = open_state(&disk, &options.state_dir, options.store_limit)?;
+    // The certificate was signed, too.
+    let signed_ms = keeper.get().time_floor_ms.max(identity.certificate.issued_at_ms);
+    let clock = Clock::of_this_machine(signed_ms);
+    let tls = tls::for_broker(&identity.broker_authority()?, Arc::clone(&certificate), &clock)?;
     let serving = Arc::new(Serving::default());
     let runtime = Runtime::new()?;
 
@@ -89,6 +95,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
     let api = tokio::spawn(serve::run(listener, Arc::clone(&serving), statuses, shutdown.clone()));
 
     let renewal = Renewal {
+        clock: clock.clone(),
         disk: disk.clone(),
         state_dir: options.state_dir.clone(),
         identity: identity.clone(),
@@ -98,6 +105,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
     let renewal = tokio::spawn(renewal.run(shutdown.clone()));
     let (sender, received) = link::start(&identity, tls, &boot_id, shutdown.clone());
     let telemetry = telemetry::Task {
+        clock: clock.clone(),
         disk: disk.clone(),
         state_dir: options.state_dir.clone(),
         interval: options.telemetry_interval,
@@ -127,8 +135,12 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
         progress: Arc::clone(&progress),
         resuming: matches!(keeper.get().update, State::Download { .. }),
         keeper: keeper.clone(),
+        clock: clock.clone(),
     };
     let mut agent = Agent {
+        clock,
+        asking: Asking::default(),
+        looked_at: Instant::now(),
         disk,
         state_dir: options.state_dir.clone(),
         identity,
@@ -177,6 +189,10 @@ pub(crate) fn open_state(
 
 /// What the loop owns.
 struct Agent {
+    clock: Clock,
+    asking: Asking,
+    /// When newer metadata was last looked for.
+    looked_at: Instant,
     disk: Disk,
     state_dir: PathBuf,
     identity: Identity,
@@ -242,7 +258,11 @@ impl Agent {
                     }
                 }
                 event = events.recv() => match event {
-                    Some(FromBroker::Connected) => self.report(),
+                    Some(FromBroker::Connected) => {
+                        self.ask_for_the_time();
+                        self.report();
+                    }
+                    Some(FromBroker::Time(bytes)) => self.on_time(&bytes),
                     Some(FromBroker::Desired(bytes)) => self.on_desired(&bytes),
                     None => return Ok(()),
                 },
@@ -250,6 +270,10 @@ impl Agent {
                     // A state that could not be written, on a full disk for example, is tried again.
                     if self.running.is_none() && self.keeper.get().update != State::Idle {
                         self.begin(effect_of(&self.keeper.get().update));
+                    }
+                    self.keep_time();
+                    if self.looked_at.elapsed() >= LOOK_EVERY {
+                        self.look_around();
                     }
                     let have = self.progress.have.load(Ordering::Relaxed);
                     if have != last_progress || self.reported_at.elapsed() >= REPORT_EVERY {
@@ -340,15 +364,94 @@ impl Agent {
         }
     }
 
-    fn on_desired(&mut self, bytes: &[u8]) {
-        // While an effect runs, its worker holds the trusted keys: read them from disk, they are the same.
-        let trust = match &self.worker {
-            Some(worker) => worker.trust.desired(bytes, &self.identity.device_id),
-            None => match Trust::open(&self.disk, &self.state_dir, self.keeper.get().floors) {
-                Ok(trust) => trust.desired(bytes, &self.identity.device_id),
-                Err(error) => Err(error),
-            },
+    /// While an effect runs, its worker holds the trusted keys: read them from disk, they are the same.
+    fn with_trust<T>(&self, ask: impl FnOnce(&Trust) -> Result<T, VerifyError>) -> Result<T, VerifyError> {
+        match &self.worker {
+            Some(worker) => ask(&worker.trust),
+            None => ask(&Trust::open(&self.disk, &self.state_dir, self.keeper.get().floors)?),
+        }
+    }
+
+    fn ask_for_the_time(&mut self) {
+        let mut random = [0; NONCE_BYTES];
+        if let Err(error) = getrandom::fill(&mut random) {
+            return tracing::error!(%error, "no randomness from the system: the time is not asked for");
+        }
+        let request = self.asking.ask(random, self.clock.monotonic_ms());
+        // One that does not leave is put again.
+        self.sender
+            .try_publish(Channel::TimeRequest, QoS::AtLeastOnce, request.to_json());
+    }
+
+    fn on_time(&mut self, bytes: &[u8]) {
+        let mut asking = std::mem::take(&mut self.asking);
+        let device = &self.identity.device_id;
+        let answered = self.with_trust(|trust| Ok(asking.answered(bytes, device, trust, &self.clock)));
+        self.asking = asking;
+        match answered {
+            Ok(Ok(())) => {
+                tracing::info!(now_ms = self.clock.now().ms, "the control plane says what time it is");
+                self.keep_time();
+                self.report();
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "a time is not taken"),
+            Err(error) => tracing::warn!(%error, "a time is not taken"),
+        }
+    }
+
+    /// Writes the time down if it has moved enough, and asks again if nobody has answered.
+    fn keep_time(&mut self) {
+        let kept = self.keeper.get().time_floor_ms;
+        if let Some(floor_ms) = self.clock.to_persist(kept)
+            && let Err(error) = self.keeper.change(|record| record.time_floor_ms = floor_ms)
+        {
+            log_disk(error);
+        }
+        if self.asking.is_overdue(self.clock.monotonic_ms()) {
+            self.ask_for_the_time();
+        }
+    }
+
+    /// Looks for newer metadata while there is nothing else to do.
+    fn look_around(&mut self) {
+        if self.running.is_some() || self.keeper.get().update != State::Idle {
+            return;
+        }
+        let Some(mut worker) = self.worker.take() else { return };
+        self.looked_at = Instant::now();
+        let cancel = CancellationToken::new();
+        let token = cancel.clone();
+        let task = tokio::spawn(async move {
+            worker.look_around(&token).await;
+            (worker, Event::Done)
+        });
+        self.running = Some(Running { task, cancel });
+    }
+
+    fn alarms(&self) -> Vec<ReportedError> {
+        let alarm = |code: &str, message: &str| ReportedError {
+            code: code.to_owned(),
+            message: message.to_owned(),
         };
+        let mut alarms = Vec::new();
+        if self.progress.stale.load(Ordering::Relaxed) {
+            alarms.push(alarm(
+                "stale_metadata",
+                "the newest metadata that comes has expired: nothing is installed",
+            ));
+        }
+        if !self.clock.now().trusted {
+            alarms.push(alarm(
+                "time_untrusted",
+                "the clock disagrees with signed times, and nobody has answered what time it is",
+            ));
+        }
+        alarms
+    }
+
+    fn on_desired(&mut self, bytes: &[u8]) {
+        let device = &self.identity.device_id;
+        let trust = self.with_trust(|trust| trust.desired(bytes, device));
         let desired = match trust {
             Ok(desired) => desired,
             Err(error) => {
@@ -367,7 +470,7 @@ impl Agent {
             return;
         }
         tracing::info!(generation = desired.generation.0, "a new desired state");
-        if let Err(error) = decide::accept(&self.keeper, desired) {
+        if let Err(error) = decide::accept(&self.keeper, &self.clock, desired) {
             return log_disk(error);
         }
         let still_wanted = self.keeper.get().update.job().is_some_and(|job| self.wants(job));
@@ -404,7 +507,8 @@ impl Agent {
             device: &self.identity.device_id,
             boot_id: &self.boot_id,
             seq: self.seq,
-            now_ms: now_ms(),
+            now_ms: self.clock.now().ms,
+            alarms: self.alarms(),
             inference_address: Some(self.address.clone()),
             progress: (
                 self.progress.have.load(Ordering::Relaxed),

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use skerry_shared::{digest::Digest, id::DeviceId};
 
 use crate::{
+    clock::Clock,
     disk::{Access, Disk},
     tls::{self, DeviceKey},
 };
@@ -180,8 +181,9 @@ pub(crate) fn enroll(
     let key = DeviceKey::make(&disk, state_dir)?;
     // The authority and the root first: a false server never sees the token.
     let reach = || format!("cannot reach the control plane at {}", server.url);
+    let clock = Clock::of_this_machine(0);
     let authority = tls::fetch_authority(&server.host, server.port, authority_pin).with_context(reach)?;
-    let http = tls::http(std::slice::from_ref(&authority), None)?;
+    let http = tls::http(std::slice::from_ref(&authority), None, &clock)?;
     let root = fetch_root(&http, &server.url, root_pin)?;
     if Digest::of(&root) != root_pin {
         bail!("the control plane's root metadata is not the one that the token names: do not trust this server");

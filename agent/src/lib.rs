@@ -14,6 +14,7 @@ mod record;
 mod renew;
 mod serving;
 mod store;
+mod time_request;
 mod tls;
 mod transfer;
 mod update;

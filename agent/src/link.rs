@@ -40,6 +40,8 @@ pub(crate) enum FromBroker {
     Connected,
     /// A desired state.
     Desired(Vec<u8>),
+    /// A signed time.
+    Time(Vec<u8>),
 }
 
 /// The sending half; cheap to clone.
@@ -192,7 +194,7 @@ impl Poller {
                 // The crate forgets to forget it, and nothing would go out any more.
                 event_loop.state.collision = None;
                 // Not through the queue, which may be full of what was said before: these come first, and always fit.
-                for channel in [Channel::Desired, Channel::Chunk, Channel::Ack] {
+                for channel in [Channel::Desired, Channel::Chunk, Channel::Ack, Channel::Time] {
                     let subscribe = Subscribe::new(self.sender.topic(channel), QoS::AtLeastOnce);
                     event_loop.pending.push_back(Request::Subscribe(subscribe));
                 }
@@ -208,6 +210,10 @@ impl Poller {
                 Ok(Topic::Device(_, Channel::Desired)) => {
                     // Retained: if the queue is full, the next connection brings it again.
                     let _ = self.events.try_send(FromBroker::Desired(publish.payload.to_vec()));
+                }
+                // One too many is lost, and the question is put again.
+                Ok(Topic::Device(_, Channel::Time)) => {
+                    let _ = self.events.try_send(FromBroker::Time(publish.payload.to_vec()));
                 }
                 // A part too many is asked for again.
                 Ok(Topic::Device(_, Channel::Chunk)) => drop(self.parts.try_send(publish.payload.to_vec())),

@@ -37,7 +37,7 @@ pub(crate) struct Record {
     pub(crate) failed: BTreeMap<ModelName, (Digest, Generation)>,
     /// Metadata versions that must never go back.
     pub(crate) floors: VersionFloors,
-    /// When the newest intent was signed, in UTC milliseconds: by the control plane's word that time has passed.
+    /// The newest signed time, or a later one that has certainly passed, in UTC milliseconds.
     pub(crate) time_floor_ms: u64,
 }
 

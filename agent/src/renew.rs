@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clock,
+    clock::Clock,
     disk::Disk,
     enroll::{self, Broker, Certificate, Identity, Life, MqttAccess},
     tls::{self, DeviceCertificate, DeviceKey},
@@ -47,6 +47,7 @@ fn retry_after(life: Life, now_ms: u64) -> Duration {
 
 /// Renews the certificate again and again.
 pub(crate) struct Renewal {
+    pub(crate) clock: Clock,
     pub(crate) disk: Disk,
     pub(crate) state_dir: PathBuf,
     pub(crate) identity: Identity,
@@ -68,7 +69,7 @@ impl Renewal {
         let mut known_since = Instant::now();
         loop {
             let now_ms = now_ms(
-                clock::for_certificates(),
+                Duration::from_millis(self.clock.now().ms),
                 self.identity.certificate,
                 known_since.elapsed(),
             );
@@ -112,7 +113,11 @@ impl Renewal {
 
     /// Asks once, and puts the answer to use.
     fn renew(&mut self) -> anyhow::Result<()> {
-        let http = tls::http(&self.identity.authority()?, Some(Arc::clone(&self.certificate)))?;
+        let http = tls::http(
+            &self.identity.authority()?,
+            Some(Arc::clone(&self.certificate)),
+            &self.clock,
+        )?;
         let url = format!("{}/api/v1/renew", self.identity.server);
         let answer: Answer = enroll::post(&http, &url, &json!({"request": self.key.request()?}))?;
         // The certificate first: with the old identity it is only renewed too early.

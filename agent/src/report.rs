@@ -20,6 +20,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) inference_address: Option<String>,
     pub(crate) progress: (u64, u64),
     pub(crate) refused: Option<ReportedError>,
+    pub(crate) alarms: Vec<ReportedError>,
 }
 
 /// Makes the report.
@@ -71,6 +72,7 @@ pub(crate) fn reported(record: &Record, facts: &Facts<'_>) -> Reported {
         bundles: bundles.collect(),
         outcomes: record.outcomes.values().cloned().collect(),
         refused: facts.refused.clone(),
+        alarms: facts.alarms.clone(),
     }
 }
 

@@ -15,15 +15,15 @@ use std::{
 use anyhow::{Context, bail};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme, StreamOwned,
+    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    StreamOwned,
     client::{
-        ResolvesClientCert, Resumption,
+        ResolvesClientCert, Resumption, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     sign::CertifiedKey,
-    time_provider::TimeProvider,
 };
 use skerry_shared::digest::Digest;
 use ureq::unversioned::{
@@ -34,7 +34,7 @@ use ureq::unversioned::{
 };
 
 use crate::{
-    clock,
+    clock::Clock,
     disk::{Access, Disk},
 };
 
@@ -50,13 +50,65 @@ fn crypto() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// The time by which certificates are judged.
+/// Judges a server's certificate at the device's time, which may not be trusted: then it is one that has certainly passed.
+/// What is expired by it is refused. What is not yet valid is judged again at the time from which it is: an authority signs
+/// nothing for the future, so its signature says that this time has passed, too. Without this a board without a battery
+/// could never reach anybody who tells it the time.
 #[derive(Debug)]
-struct DeviceTime;
+struct AtDeviceTime {
+    chain: Arc<WebPkiServerVerifier>,
+    clock: Clock,
+}
 
-impl TimeProvider for DeviceTime {
-    fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::since_unix_epoch(clock::for_certificates()))
+/// Certificates of one chain that may each be newer than the time so far.
+const LATER_TIMES_MAX: usize = 3;
+
+impl ServerCertVerifier for AtDeviceTime {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let now = self.clock.now();
+        let verify = |at| self.chain.verify_server_cert(end_entity, intermediates, name, ocsp, at);
+        let mut verified = verify(UnixTime::since_unix_epoch(Duration::from_millis(now.ms)));
+        for _ in 0..LATER_TIMES_MAX {
+            let Err(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. })) =
+                verified
+            else {
+                break;
+            };
+            if now.trusted {
+                break;
+            }
+            verified = verify(not_before);
+        }
+        verified
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
     }
 }
 
@@ -161,16 +213,26 @@ impl ResolvesClientCert for DeviceCertificate {
 }
 
 /// A configuration that trusts `authority` alone and shows `own`.
-fn config(authority: &[CertificateDer<'static>], own: Option<Arc<DeviceCertificate>>) -> anyhow::Result<ClientConfig> {
+fn config(
+    authority: &[CertificateDer<'static>],
+    own: Option<Arc<DeviceCertificate>>,
+    clock: &Clock,
+) -> anyhow::Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     for certificate in authority {
         roots
             .add(certificate.clone())
             .context("the authority's certificate is damaged")?;
     }
-    let config = ClientConfig::builder_with_details(crypto(), Arc::new(DeviceTime))
+    let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), crypto()).build();
+    let verifier = AtDeviceTime {
+        chain: chain.context("the authority's certificate is damaged")?,
+        clock: clock.clone(),
+    };
+    let config = ClientConfig::builder_with_provider(crypto())
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots);
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match own {
         Some(own) => config.with_client_cert_resolver(own),
         None => config.with_no_client_auth(),
@@ -184,16 +246,18 @@ fn config(authority: &[CertificateDer<'static>], own: Option<Arc<DeviceCertifica
 pub(crate) fn for_broker(
     authority: &[CertificateDer<'static>],
     own: Arc<DeviceCertificate>,
+    clock: &Clock,
 ) -> anyhow::Result<Arc<ClientConfig>> {
-    Ok(Arc::new(config(authority, Some(own))?))
+    Ok(Arc::new(config(authority, Some(own), clock)?))
 }
 
 /// An HTTP client for the control plane.
 pub(crate) fn http(
     authority: &[CertificateDer<'static>],
     own: Option<Arc<DeviceCertificate>>,
+    clock: &Clock,
 ) -> anyhow::Result<ureq::Agent> {
-    let mut tls = config(authority, own)?;
+    let mut tls = config(authority, own, clock)?;
     tls.alpn_protocols = vec![PROTOCOL.to_vec()];
     let config = ureq::Agent::config_builder()
         .http_status_as_error(false)
@@ -274,7 +338,7 @@ impl Transport for TlsTransport {
 /// said to the server here: the handshake is broken off.
 pub(crate) fn fetch_authority(host: &str, port: u16, pinned: Digest) -> anyhow::Result<CertificateDer<'static>> {
     let seen = Arc::new(Look::default());
-    let mut config = ClientConfig::builder_with_details(crypto(), Arc::new(DeviceTime))
+    let mut config = ClientConfig::builder_with_provider(crypto())
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(seen.clone())
@@ -352,7 +416,7 @@ pub(crate) mod tests {
         let certificate = CertificateParams::default().self_signed(&key.0).unwrap();
         write_first(&Disk::real(), state_dir, &key, &certificate.pem()).unwrap();
         let own = DeviceCertificate::read(&Disk::real(), state_dir, &key).unwrap();
-        for_broker(&[certificate.der().clone()], Arc::new(own)).unwrap()
+        for_broker(&[certificate.der().clone()], Arc::new(own), &Clock::of_this_machine(0)).unwrap()
     }
 
     #[test]
@@ -364,6 +428,63 @@ pub(crate) mod tests {
         assert_eq!(first.0.serialized_der(), again.0.serialized_der());
         let mode = std::fs::metadata(folder.path().join(KEY)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    /// The verdict on a server's certificate from 2026-01-01 to 2026-03-01, by a clock in `system_ms` above this floor.
+    fn verdict(system_ms: u64, floor_ms: u64) -> Result<(), rustls::Error> {
+        let mut params = CertificateParams::new(["plane".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2026, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2026, 3, 1);
+        let authority = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut own = CertificateParams::default();
+        own.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let root = own.self_signed(&authority).unwrap();
+        let issuer = rcgen::Issuer::new(own, authority);
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let leaf = params.signed_by(&key, &issuer).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(root.der().clone()).unwrap();
+        let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), crypto()).build();
+        let reading = crate::clock::Reading {
+            system_ms,
+            monotonic_ms: 0,
+        };
+        let verifier = AtDeviceTime {
+            chain: chain.unwrap(),
+            clock: Clock::new(Arc::new(move || reading), floor_ms),
+        };
+        let name = ServerName::try_from("plane").unwrap();
+        verifier
+            .verify_server_cert(leaf.der(), &[], &name, &[], UnixTime::now())
+            .map(|_| ())
+    }
+
+    #[test]
+    fn a_clock_in_1970_or_2100_keeps_nobody_from_a_valid_certificate() {
+        let november_2025_ms = 1_762_000_000_000;
+        for system_ms in [0, 4_102_444_800_000] {
+            verdict(system_ms, november_2025_ms).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_a_signed_time_has_outlived_is_refused_in_1970_too() {
+        let april_2026_ms = 1_775_500_000_000;
+        let expired = verdict(0, april_2026_ms).unwrap_err();
+        assert!(matches!(
+            expired,
+            rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { .. })
+        ));
+    }
+
+    #[test]
+    fn a_trusted_clock_refuses_what_is_not_yet_valid() {
+        let november_2025_ms = 1_762_000_000_000;
+        let early = verdict(november_2025_ms + 1000, november_2025_ms).unwrap_err();
+        assert!(matches!(
+            early,
+            rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { .. })
+        ));
     }
 
     #[test]

@@ -13,9 +13,12 @@ use skerry_shared::{
     dsse::{DsseError, Envelope as DsseEnvelope, Signers},
     id::{DeviceId, Platform},
     schema::{Envelope, EnvelopeError},
+    time::{TIME_PAYLOAD_TYPE, TimeAnswer},
     transfer::Object,
 };
-use skerry_tuf::{Expiry, Limits, Outcome, Role, StoredMetadata, TargetName, TrustedSet, UnixTime, VersionFloors};
+use skerry_tuf::{
+    Expiry, KeySet, Limits, Outcome, Role, StoredMetadata, TargetName, TrustedSet, UnixTime, VersionFloors,
+};
 
 use crate::{
     disk::{Access, Disk, DiskError},
@@ -30,11 +33,13 @@ pub(crate) enum VerifyError {
     Metadata(#[from] skerry_tuf::Error),
     #[error("the root metadata names no assignment key")]
     NoAssignmentKey,
-    #[error("the desired state is refused")]
+    #[error("the signed message is refused")]
     Dsse(#[from] DsseError),
-    #[error("the desired state is refused")]
+    #[error("the signed message is refused")]
     Envelope(#[from] EnvelopeError),
-    #[error("the desired state is for device `{0}`")]
+    #[error("the root metadata names no time key")]
+    NoTimeKey,
+    #[error("the signed message is for device `{0}`")]
     OtherDevice(DeviceId),
     #[error("bundle `{0}` is not in the signed targets metadata")]
     NotATarget(String),
@@ -64,11 +69,17 @@ impl VerifyError {
         matches!(self, VerifyError::Fetch(FetchError::Stalled(_)))
     }
 
+    /// True when metadata that is too old comes: nobody signs any more, or somebody replays what was signed before.
+    pub(crate) fn is_stale(&self) -> bool {
+        matches!(self, VerifyError::Metadata(skerry_tuf::Error::Expired { .. }))
+    }
+
     /// The stable word for the report.
     pub(crate) fn code(&self) -> &'static str {
         match self {
             VerifyError::Metadata(error) => error.code(),
             VerifyError::NoAssignmentKey => "no_assignment_key",
+            VerifyError::NoTimeKey => "no_time_key",
             VerifyError::Dsse(DsseError::Threshold { .. }) => "sig_threshold",
             VerifyError::Dsse(_) | VerifyError::Envelope(_) => "parse",
             VerifyError::OtherDevice(_) => "other_device",
@@ -137,22 +148,23 @@ impl Trust {
     /// Checks a signed desired state for this device.
     pub(crate) fn desired(&self, bytes: &[u8], device: &DeviceId) -> Result<Desired, VerifyError> {
         let keys = self.set.root().assignment_keys().ok_or(VerifyError::NoAssignmentKey)?;
-        let key = |bytes: [u8; 32]| ed25519_dalek::VerifyingKey::from_bytes(&bytes).ok();
-        let signers = Signers {
-            keys: keys
-                .keys
-                .values()
-                .filter_map(|key| key.ed25519_bytes())
-                .filter_map(key)
-                .collect(),
-            threshold: keys.threshold.get() as usize,
-        };
-        let payload = DsseEnvelope::from_json(bytes)?.verify(DESIRED_PAYLOAD_TYPE, &signers)?;
+        let payload = DsseEnvelope::from_json(bytes)?.verify(DESIRED_PAYLOAD_TYPE, &signers(&keys))?;
         let desired = Desired::from_json(&payload)?;
         if desired.device != *device {
             return Err(VerifyError::OtherDevice(desired.device));
         }
         Ok(desired)
+    }
+
+    /// Checks a signed time for this device.
+    pub(crate) fn time_answer(&self, bytes: &[u8], device: &DeviceId) -> Result<TimeAnswer, VerifyError> {
+        let keys = self.set.root().time_keys().ok_or(VerifyError::NoTimeKey)?;
+        let payload = DsseEnvelope::from_json(bytes)?.verify(TIME_PAYLOAD_TYPE, &signers(&keys))?;
+        let answer = TimeAnswer::from_json(&payload)?;
+        if answer.device != *device {
+            return Err(VerifyError::OtherDevice(answer.device));
+        }
+        Ok(answer)
     }
 
     /// Brings the metadata up to date (TUF §5.3–5.6). `floors_changed` is told before a file that raised them is written.
@@ -244,6 +256,15 @@ impl Trust {
         file.check(&name, &bytes)?;
         ChunkIndex::from_bytes(&bytes)?;
         Ok(bytes)
+    }
+}
+
+fn signers(keys: &KeySet) -> Signers {
+    let key = |bytes: [u8; 32]| ed25519_dalek::VerifyingKey::from_bytes(&bytes).ok();
+    let keys_of = keys.keys.values().filter_map(|key| key.ed25519_bytes());
+    Signers {
+        keys: keys_of.filter_map(key).collect(),
+        threshold: keys.threshold.get() as usize,
     }
 }
 

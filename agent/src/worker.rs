@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -26,7 +26,7 @@ use tokio::task::block_in_place;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clock::now_ms,
+    clock::Clock,
     fetch::Fetcher,
     record::{Installed, Keeper, Record, Slots},
     serving::Serving,
@@ -35,13 +35,15 @@ use crate::{
     verify::{self, Trust, VerifiedBundle, VerifyError},
 };
 
-/// Bytes of the download under way, for reports.
+/// Bytes of the download under way and the state of the metadata, for reports.
 #[derive(Default)]
 pub(crate) struct Progress {
     pub(crate) have: AtomicU64,
     pub(crate) total: AtomicU64,
     pub(crate) resumed: AtomicU64,
     pub(crate) wire: AtomicU64,
+    /// True while what comes as the newest metadata has expired. The control plane renews it hours before that.
+    pub(crate) stale: AtomicBool,
 }
 
 impl Progress {
@@ -82,6 +84,7 @@ pub(crate) struct Worker {
     pub(crate) resuming: bool,
     /// For the metadata versions that must never go back: they are written before the files. It decides nothing else.
     pub(crate) keeper: Keeper,
+    pub(crate) clock: Clock,
 }
 
 impl Worker {
@@ -110,7 +113,7 @@ impl Worker {
         loop {
             let before = self.fetcher.wire_bytes;
             let result = match fetch {
-                Fetch::Metadata => self.sync(job, record).await,
+                Fetch::Metadata => self.sync(job).await,
                 Fetch::Bundle => self.download(job, record).await,
             };
             let received = self.fetcher.wire_bytes - before;
@@ -122,8 +125,8 @@ impl Worker {
         }
     }
 
-    async fn sync(&mut self, job: &Job, record: &Record) -> Result<(), VerifyError> {
-        let now = now_ms().max(record.time_floor_ms);
+    async fn sync(&mut self, job: &Job) -> Result<(), VerifyError> {
+        let now = self.clock.now().ms;
         self.refresh(now).await?;
         let bytes = self.trust.fetch_index(&mut self.fetcher, &job.assignment, now).await?;
         Ok(self.store.put_index(job.assignment.index, &bytes)?)
@@ -133,7 +136,25 @@ impl Worker {
     pub(crate) async fn refresh(&mut self, now_ms: u64) -> Result<(), VerifyError> {
         let keeper = self.keeper.clone();
         let keep = move |floors| keeper.change(|record| record.floors = floors);
-        self.trust.refresh(&mut self.fetcher, now_ms, keep).await
+        let refreshed = self.trust.refresh(&mut self.fetcher, now_ms, keep).await;
+        match &refreshed {
+            Ok(()) => self.progress.stale.store(false, Ordering::Relaxed),
+            Err(error) if error.is_stale() => self.progress.stale.store(true, Ordering::Relaxed),
+            Err(_) => {}
+        }
+        refreshed
+    }
+
+    /// Looks for newer metadata though there is nothing to install: whoever holds it back is noticed.
+    pub(crate) async fn look_around(&mut self, cancel: &CancellationToken) {
+        let now_ms = self.clock.now().ms;
+        let looked = tokio::select! {
+            looked = self.refresh(now_ms) => looked,
+            () = cancel.cancelled() => return,
+        };
+        if let Err(error) = looked {
+            tracing::warn!(code = error.code(), %error, "the metadata cannot be brought up to date");
+        }
     }
 
     async fn download(&mut self, job: &Job, record: &Record) -> Result<(), VerifyError> {

@@ -128,6 +128,9 @@ pub struct Reported {
     /// A desired state that was refused, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<ReportedError>,
+    /// What is wrong without anything having failed: `stale_metadata`, `time_untrusted`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alarms: Vec<ReportedError>,
 }
 
 impl Envelope for Reported {

@@ -179,6 +179,7 @@ fn reported() -> impl Strategy<Value = Reported> {
             update,
             bundles,
             outcomes,
+            alarms: refused.iter().cloned().collect(),
             refused,
         },
     )

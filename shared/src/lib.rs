@@ -16,6 +16,7 @@ pub mod lineage;
 pub mod oip;
 pub mod otlp;
 pub mod schema;
+pub mod time;
 pub mod topic;
 pub mod transfer;
 

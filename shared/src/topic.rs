@@ -27,11 +27,15 @@ pub enum Channel {
     Ack,
     /// Up, retained, also the last will: [`crate::desired::Status`].
     Status,
+    /// Up: [`crate::time::TimeRequest`].
+    TimeRequest,
+    /// Down: a [`crate::dsse::Envelope`] around [`crate::time::TimeAnswer`].
+    Time,
 }
 
 impl Channel {
     /// Every channel.
-    pub const ALL: [Channel; 9] = [
+    pub const ALL: [Channel; 11] = [
         Channel::Desired,
         Channel::Reported,
         Channel::Telemetry,
@@ -41,6 +45,8 @@ impl Channel {
         Channel::Chunk,
         Channel::Ack,
         Channel::Status,
+        Channel::TimeRequest,
+        Channel::Time,
     ];
 
     /// The last level of the topic.
@@ -55,12 +61,14 @@ impl Channel {
             Channel::Chunk => "chunk",
             Channel::Ack => "ack",
             Channel::Status => "status",
+            Channel::TimeRequest => "time-request",
+            Channel::Time => "time",
         }
     }
 
     /// True when the device publishes, false when it subscribes.
     pub const fn is_up(self) -> bool {
-        !matches!(self, Channel::Desired | Channel::Chunk | Channel::Ack)
+        !matches!(self, Channel::Desired | Channel::Chunk | Channel::Ack | Channel::Time)
     }
 
     /// The filter with which the control plane subscribes to this channel of all devices.

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::plane::{Plane, device, model};
 use crate::{
     agent::open_state,
+    clock::{Clock, Reading},
     disk::{
         Access,
         sim::{Left, SimFs},
@@ -47,6 +48,8 @@ pub(crate) fn enrolled(root: &[u8]) -> SimFs {
 /// What every run of the tests shares.
 pub(crate) struct Rig {
     pub(crate) plane: Plane,
+    /// What the clocks of the machine say at every start.
+    pub(crate) machine: Reading,
     pub(crate) runtime: Runtime,
     pub(crate) tokio: tokio::runtime::Runtime,
 }
@@ -59,6 +62,10 @@ impl Rig {
             .build();
         Rig {
             plane: Plane::default(),
+            machine: Reading {
+                system_ms: NOW_MS,
+                monotonic_ms: 0,
+            },
             runtime: Runtime::new().unwrap(),
             tokio: tokio.unwrap(),
         }
@@ -67,6 +74,8 @@ impl Rig {
     /// Starts the agent on this disk.
     pub(crate) fn boot(&self, fs: &SimFs) -> anyhow::Result<Device<'_>> {
         let (keeper, store, trust) = open_state(&fs.disk(), &state_dir(), None)?;
+        let machine = self.machine;
+        let clock = Clock::new(Arc::new(move || machine), keeper.get().time_floor_ms);
         let serving = Arc::new(Serving::default());
         let mut worker = Worker {
             store,
@@ -77,6 +86,7 @@ impl Rig {
             progress: Arc::new(Progress::default()),
             resuming: false,
             keeper: keeper.clone(),
+            clock: clock.clone(),
         };
         let unusable = worker.serve_slots(&keeper.get().slots);
         for (model, error) in unusable {
@@ -86,6 +96,7 @@ impl Rig {
         Ok(Device {
             rig,
             keeper,
+            clock,
             worker,
             serving,
         })
@@ -96,6 +107,7 @@ impl Rig {
 pub(crate) struct Device<'a> {
     rig: &'a Rig,
     pub(crate) keeper: Keeper,
+    pub(crate) clock: Clock,
     pub(crate) worker: Worker,
     serving: Arc<Serving>,
 }
@@ -114,7 +126,7 @@ impl Device<'_> {
         let desired = self.worker.trust.desired(bytes, &device())?;
         let known = self.record().desired.as_ref().map(|desired| desired.generation);
         if known < Some(desired.generation) {
-            decide::accept(&self.keeper, desired)?;
+            decide::accept(&self.keeper, &self.clock, desired)?;
         }
         Ok(())
     }
@@ -157,7 +169,7 @@ impl Device<'_> {
     /// Brings the metadata up to date from this control plane.
     pub(crate) fn refresh(&mut self, plane: &Plane) -> anyhow::Result<()> {
         self.worker.fetcher = plane.fetcher();
-        let refreshed = self.worker.refresh(NOW_MS);
+        let refreshed = self.worker.refresh(self.clock.now().ms);
         Ok(self.rig.tokio.block_on(refreshed)?)
     }
 

@@ -18,6 +18,7 @@ use skerry_shared::{
     id::{DeviceId, Generation, ModelName, ModelVersion, ResourceName},
     oip::{Datatype, Tensor, TensorMetadata},
     schema::{Envelope, SchemaVersion},
+    time::{TIME_PAYLOAD_TYPE, TimeAnswer, TimeRequest},
     transfer::{Object, PART_BYTES, Part, PartContent, Want},
 };
 use skerry_tuf::{
@@ -37,6 +38,7 @@ pub(crate) struct Published {
     blobs: BTreeMap<Digest, Vec<u8>>,
     chunks: BTreeMap<Digest, Vec<Vec<u8>>>,
     targets: BTreeMap<TargetName, TargetFile>,
+    expires: Option<UnixTime>,
 }
 
 /// The control plane; cheap to clone.
@@ -68,12 +70,17 @@ fn assignment_key() -> ed25519_dalek::SigningKey {
     ed25519_dalek::SigningKey::from_bytes(&[5; 32])
 }
 
+/// When roots expire, and everything else too unless a test says otherwise.
 fn expires() -> UnixTime {
     "2999-01-01T00:00:00Z".parse().unwrap()
 }
 
 fn one(key: &SigningKey) -> KeySet {
     KeySet::new([key.public_key()], 1.try_into().unwrap())
+}
+
+fn time_key() -> ed25519_dalek::SigningKey {
+    ed25519_dalek::SigningKey::from_bytes(&[6; 32])
 }
 
 pub(crate) fn device() -> DeviceId {
@@ -100,7 +107,7 @@ impl Plane {
             snapshot: one(&keys.timestamp()),
             targets: one(&targets_key()),
             assignment: Some(one(&assignment)),
-            time: None,
+            time: Some(one(&SigningKey::from_seed(time_key().as_bytes()))),
         });
         let bytes = sign_metadata(&root, [&root_key()]).unwrap();
         let mut published = self.0.lock().unwrap();
@@ -116,19 +123,25 @@ impl Plane {
     /// Publishes a timestamp and a snapshot of one version over targets of another.
     pub(crate) fn sign_versions(&self, online: u64, targets_version: u64, keys: Keys) {
         let mut published = self.0.lock().unwrap();
-        let mut targets = new_targets(targets_version, expires());
+        let expires = published.expires.unwrap_or_else(expires);
+        let mut targets = new_targets(targets_version, expires);
         for (name, file) in &published.targets {
             targets.add_target(name.clone(), file.clone());
         }
         let targets = sign_metadata(&targets, [&targets_key()]).unwrap();
         let listed = MetaFile::describe(targets_version, &targets);
-        let snapshot = sign_metadata(&new_snapshot(online, expires(), listed), [&keys.timestamp()]).unwrap();
+        let snapshot = sign_metadata(&new_snapshot(online, expires, listed), [&keys.timestamp()]).unwrap();
         let listed = MetaFile::describe(online, &snapshot);
-        let timestamp = sign_metadata(&new_timestamp(online, expires(), listed), [&keys.timestamp()]).unwrap();
+        let timestamp = sign_metadata(&new_timestamp(online, expires, listed), [&keys.timestamp()]).unwrap();
         let files = &mut published.metadata;
         files.insert(format!("{targets_version}.targets.json"), targets);
         files.insert(format!("{online}.snapshot.json"), snapshot);
         files.insert("timestamp.json".to_owned(), timestamp);
+    }
+
+    /// Lets what is signed from now on expire at this time.
+    pub(crate) fn expire_at(&self, ms: u64) {
+        self.0.lock().unwrap().expires = Some(UnixTime::from_millis(ms as i64));
     }
 
     /// Publishes a bundle. Its golden vectors are right or wrong.
@@ -230,6 +243,28 @@ impl Plane {
         };
         let sign = |message: &[u8]| assignment_key().sign(message).to_bytes();
         dsse::Envelope::sign(DESIRED_PAYLOAD_TYPE, &desired.to_json(), "assignment", sign).to_json()
+    }
+
+    /// A signed answer to the question what time it is.
+    pub(crate) fn time(request: &TimeRequest, device: &str, time_ms: u64) -> Vec<u8> {
+        Plane::time_by(&time_key(), request, device, time_ms)
+    }
+
+    /// The same by any key.
+    pub(crate) fn time_by(
+        key: &ed25519_dalek::SigningKey,
+        request: &TimeRequest,
+        device: &str,
+        time_ms: u64,
+    ) -> Vec<u8> {
+        let answer = TimeAnswer {
+            schema: SchemaVersion::CURRENT,
+            device: device.parse().unwrap(),
+            nonce: request.nonce,
+            time_ms,
+        };
+        let sign = |message: &[u8]| key.sign(message).to_bytes();
+        dsse::Envelope::sign(TIME_PAYLOAD_TYPE, &answer.to_json(), "time", sign).to_json()
     }
 
     /// A link that answers at once.

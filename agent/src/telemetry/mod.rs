@@ -43,10 +43,11 @@ use self::{
     outbox::{Event, Outbox},
     spool::{SPOOL_BYTES, Spool, TelemetryStatus},
 };
-use crate::{clock::now_ns, disk::Disk, link::Sender, serving::Serving};
+use crate::{clock::Clock, disk::Disk, link::Sender, serving::Serving};
 
 /// The telemetry task, wired.
 pub(crate) struct Task {
+    pub(crate) clock: Clock,
     pub(crate) disk: Disk,
     pub(crate) state_dir: PathBuf,
     pub(crate) interval: Duration,
@@ -82,7 +83,13 @@ impl Task {
 
     async fn serve_events(&mut self, mut outbox: Outbox, stop: &CancellationToken) -> Result<(), JoinError> {
         let (serving, state_dir) = (Arc::clone(&self.serving), self.state_dir.clone());
-        let mut collector = Collector::new(serving, state_dir, &self.device, self.boot_id.clone(), now_ns());
+        let mut collector = Collector::new(
+            serving,
+            state_dir,
+            &self.device,
+            self.boot_id.clone(),
+            self.clock.now_ns(),
+        );
         let mut ticks = tokio::time::interval_at(Instant::now() + self.interval, self.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.status.send_replace(outbox.spool().status());
@@ -91,7 +98,7 @@ impl Task {
         while !stop.is_cancelled() {
             let deadline = outbox.deadline();
             let event = tokio::select! {
-                _ = ticks.tick() => collected(&mut collector, &outbox),
+                _ = ticks.tick() => collected(&mut collector, &outbox, &self.clock),
                 Some(bytes) = self.acks.recv() => match Ack::from_json(&bytes) {
                     Ok(ack) => Event::Acked(ack.frames),
                     Err(error) => {
@@ -108,7 +115,7 @@ impl Task {
             };
             outbox = self.turn(outbox, event).await?;
         }
-        let last = collected(&mut collector, &outbox);
+        let last = collected(&mut collector, &outbox, &self.clock);
         self.turn(outbox, last).await.map(|_| ())
     }
 
@@ -130,7 +137,7 @@ impl Task {
     }
 }
 
-fn collected(collector: &mut Collector, outbox: &Outbox) -> Event {
+fn collected(collector: &mut Collector, outbox: &Outbox, clock: &Clock) -> Event {
     let dropped = outbox.spool().status().points_dropped;
-    Event::Collected(collector.collect(now_ns(), dropped))
+    Event::Collected(collector.collect(clock.now_ns(), dropped))
 }

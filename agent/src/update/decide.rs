@@ -13,6 +13,7 @@ use super::{
     step::{next_job, step},
 };
 use crate::{
+    clock::Clock,
     disk::DiskError,
     record::{Installed, Keeper},
     report,
@@ -34,12 +35,14 @@ pub(crate) fn advance(keeper: &Keeper, event: Event) -> Result<Effect, DiskError
     Ok(effect)
 }
 
-/// Takes a newer intent.
-pub(crate) fn accept(keeper: &Keeper, desired: Desired) -> Result<(), DiskError> {
+/// Takes a newer intent, and the time when it was signed.
+pub(crate) fn accept(keeper: &Keeper, clock: &Clock, desired: Desired) -> Result<(), DiskError> {
+    let record = keeper.get();
+    let before_ms = record.desired.as_ref().map_or(0, |before| before.issued_at_ms);
+    clock.learn_intent(desired.issued_at_ms, before_ms);
+    let floor_ms = clock.floor_ms();
     keeper.change(|record| {
-        // Not the greatest ever: a control plane whose clock was wrong for a day must be able to say so. Generations only
-        // grow, so nobody can bring an old time back.
-        record.time_floor_ms = desired.issued_at_ms;
+        record.time_floor_ms = floor_ms;
         record.desired = Some(desired);
     })
 }

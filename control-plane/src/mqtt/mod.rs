@@ -9,6 +9,7 @@ mod repeat;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+mod time;
 mod wants;
 
 use std::{
@@ -26,6 +27,7 @@ use skerry_shared::{
     desired::{Ack, Desired, Reported, Status},
     id::DeviceId,
     schema::{Envelope, SchemaVersion},
+    time::TimeRequest,
     topic::{Channel, Topic},
     transfer::Want,
 };
@@ -40,6 +42,7 @@ pub(crate) use self::hooks::{Admitted, BrokerHooks, Proof};
 use self::{
     outbox::{ConnectionId, Message as Outgoing, Outbox},
     repeat::Told,
+    time::TimeDesk,
     wants::{Waiting, Wants},
 };
 use crate::{
@@ -130,14 +133,17 @@ fn spawn_around(
     let (state, states) = mpsc::channel(QUEUE);
     let wants = Arc::new(Wants::default());
     let (telemetry, frames) = mpsc::channel(TELEMETRY_QUEUE);
+    let (times, questions) = mpsc::channel(QUEUE);
     let queues = Queues {
         state,
         wants: Arc::clone(&wants),
         telemetry,
+        times,
     };
     tasks.spawn(poll(Arc::clone(app), events, connection, queues, shutdown.clone()));
     tasks.spawn(handle_states(Arc::clone(app), admitted, Arc::clone(&told), states));
     tasks.spawn(handle_wants(Arc::clone(app), outbox.clone(), wants, shutdown.clone()));
+    tasks.spawn(handle_times(Arc::clone(app), outbox.clone(), questions));
     tasks.spawn(handle_telemetry(Arc::clone(app), outbox.clone(), frames));
     tasks.spawn(publish_desired(Arc::clone(app), outbox, told, shutdown.clone()));
 }
@@ -147,6 +153,7 @@ struct Queues {
     state: mpsc::Sender<(DeviceId, Channel, Publish)>,
     wants: Arc<Wants>,
     telemetry: mpsc::Sender<Message>,
+    times: mpsc::Sender<Waiting>,
 }
 
 async fn poll(
@@ -169,7 +176,13 @@ async fn poll(
                 tracing::info!("connected to the MQTT broker");
                 // The session is clean: subscribe again, and say again what devices should run. Not through the client:
                 // its queue may be full of what an outage has left, and `pending` goes before it.
-                let channels = [Channel::Telemetry, Channel::Want, Channel::Reported, Channel::Status];
+                let channels = [
+                    Channel::Telemetry,
+                    Channel::Want,
+                    Channel::TimeRequest,
+                    Channel::Reported,
+                    Channel::Status,
+                ];
                 let filters = channels.map(|channel| SubscribeFilter::new(channel.of_all_devices(), QoS::AtLeastOnce));
                 events
                     .pending
@@ -234,6 +247,14 @@ fn queue(queues: &Queues, connection: ConnectionId, publish: Publish) {
                 tracing::debug!("a device has too many wants that wait, one is dropped");
             }
             false
+        }
+        Channel::TimeRequest => {
+            let question = Waiting {
+                device,
+                connection,
+                payload: publish.payload,
+            };
+            queues.times.try_send(question).is_err()
         }
         Channel::Telemetry => {
             let payload = publish.payload;
@@ -335,6 +356,25 @@ async fn handle_wants(app: Arc<App>, mut outbox: Outbox, wants: Arc<Wants>, shut
             if outbox.publish(connection, message).await.is_err() {
                 break;
             }
+        }
+    }
+}
+
+/// Says what time it is. A question of an earlier connection has a nonce that its device has forgotten.
+async fn handle_times(app: Arc<App>, mut outbox: Outbox, mut questions: mpsc::Receiver<Waiting>) {
+    let mut desk = TimeDesk::default();
+    while let Some(question) = questions.recv().await {
+        let request = match TimeRequest::from_json(&question.payload) {
+            Ok(request) => request,
+            Err(error) => {
+                malformed(&question.device, &error);
+                continue;
+            }
+        };
+        let now = (Instant::now(), now_ms());
+        if let Some(answer) = desk.answer(&app.keys, question.device, &request, now) {
+            // Without a connection it is lost, and so is the device's.
+            let _ = outbox.publish(question.connection, answer).await;
         }
     }
 }

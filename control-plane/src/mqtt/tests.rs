@@ -5,6 +5,10 @@ use std::net::SocketAddr;
 use rumqttc::{ConnectionError, LastWill};
 use serde_json::json;
 use skerry_broker::{Broker, BrokerConfig, Limits};
+use skerry_shared::{
+    dsse::{Envelope as DsseEnvelope, Signers},
+    time::{NONCE_BYTES, Nonce, TIME_PAYLOAD_TYPE, TimeAnswer},
+};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::*;
@@ -359,4 +363,79 @@ async fn revoking_a_device_ends_its_connection_and_keeps_it_out() {
     let back = Link::try_connect(address, "d-1", Some(first)).await.err();
     assert!(matches!(back, Some(ConnectionError::ConnectionRefused(_))), "{back:?}");
     other.publish(Channel::Status, true, status(true)).await;
+}
+
+/// A question of this device; each has a nonce of its own.
+fn question(nonce: u8) -> TimeRequest {
+    TimeRequest {
+        schema: SchemaVersion::CURRENT,
+        nonce: Nonce::new([nonce; NONCE_BYTES]),
+    }
+}
+
+/// The answer in a message, by the key that the root names for times.
+fn told(app: &App, payload: &[u8]) -> TimeAnswer {
+    let keys = app.keys.current().root().time_keys().unwrap();
+    let key = |bytes: [u8; 32]| ed25519_dalek::VerifyingKey::from_bytes(&bytes).unwrap();
+    let signers = Signers {
+        keys: keys
+            .keys
+            .values()
+            .filter_map(|key| key.ed25519_bytes())
+            .map(key)
+            .collect(),
+        threshold: keys.threshold.get() as usize,
+    };
+    let envelope = DsseEnvelope::from_json(payload).unwrap();
+    TimeAnswer::from_json(&envelope.verify(TIME_PAYLOAD_TYPE, &signers).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_device_that_asks_is_told_the_time_on_its_own_topic() {
+    let server = TestServer::start().await;
+    server.enroll("d-1", &[]).await;
+    let app = server.server.app();
+    let tls = server.device_tls("d-1").await;
+    let address = server.server.mqtt_address().unwrap();
+    let mut link = Link::try_connect(address, "d-1", Some(tls)).await.unwrap();
+    let topic = Topic::Device(link.id.clone(), Channel::Time).to_string();
+    link.requests.subscribe(topic, QoS::AtLeastOnce).await.unwrap();
+    // The control plane hears what comes after this.
+    link.publish(Channel::Status, true, status(true)).await;
+    until(app, "d-1", |device| device.connected).await;
+    let before = now_ms();
+    let request = question(1);
+    link.requests
+        .publish(
+            Topic::Device(link.id.clone(), Channel::TimeRequest).to_string(),
+            QoS::AtLeastOnce,
+            false,
+            request.to_json(),
+        )
+        .await
+        .unwrap();
+    let payload = loop {
+        if let Event::Incoming(Incoming::Publish(publish)) = soon(link.events.poll()).await.unwrap() {
+            break publish.payload;
+        }
+    };
+    let answer = told(app, &payload);
+    assert_eq!((answer.device, answer.nonce), (link.id, request.nonce));
+    assert!((before..=now_ms()).contains(&answer.time_ms));
+}
+
+#[tokio::test]
+async fn a_device_that_asks_all_the_time_is_answered_now_and_then() {
+    let server = TestServer::start().await;
+    let app = server.server.app();
+    let began = Instant::now();
+    let mut desk = TimeDesk::default();
+    let mut asks = |id: &str, after: Duration| {
+        let answer = desk.answer(&app.keys, id.parse().unwrap(), &question(2), (began + after, 7));
+        answer.map(|message| told(app, &message.payload).time_ms)
+    };
+    assert_eq!(asks("d-1", Duration::ZERO), Some(7));
+    assert_eq!(asks("d-1", Duration::from_millis(1999)), None);
+    assert_eq!(asks("d-2", Duration::from_millis(1999)), Some(7));
+    assert_eq!(asks("d-1", Duration::from_secs(2)), Some(7));
 }

@@ -183,6 +183,7 @@ impl World {
                 .collect(),
             outcomes: result.map(outcome).into_iter().collect(),
             refused: None,
+            alarms: Vec::new(),
         };
         devices::record_reported(&self.db, reported, Heard::At(now_ms))
             .await
