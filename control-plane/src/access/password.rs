@@ -96,7 +96,7 @@ pub(super) fn fault(user: &str, password: &str) -> Option<&'static str> {
         Some("a password has at most 256 bytes")
     } else if password.to_lowercase().contains(user) && password.len() < user.len() + PASSWORD_MIN {
         Some("a password must be more than the user's name")
-    } else if password.chars().all(|c| Some(c) == password.chars().next()) {
+    } else if password.chars().all(|c| password.starts_with(c)) {
         Some("a password must not be one character again and again")
     } else {
         None

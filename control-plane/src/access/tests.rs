@@ -3,8 +3,12 @@
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
-use super::*;
-use crate::{app::CORE_MIGRATIONS, db::Durability};
+use super::{
+    limits::RequestLimits,
+    token::{Fresh, Presented},
+    *,
+};
+use crate::{app::CORE_MIGRATIONS, audit, db::Durability};
 
 const NOW: u64 = 1_700_000_000_000;
 const DAY: u64 = 86_400_000;

@@ -21,7 +21,6 @@ const SESSIONS_MAX: usize = 1024;
 /// How the session's id travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cookie {
-    #[allow(dead_code, reason = "it takes effect with the control plane's own HTTPS")]
     /// Over TLS only, from and to this host only: `__Host-` makes the browser hold to it (RFC 6265bis §4.1.3.2).
     Secure,
     /// Over plain HTTP, where a browser drops the cookies that are marked as secure.
@@ -30,9 +29,12 @@ pub(super) enum Cookie {
 
 impl Cookie {
     /// The one for how this control plane is reached.
-    pub(super) fn of(_: &Config) -> Cookie {
-        // The control plane itself speaks plain HTTP so far.
-        Cookie::Plain
+    pub(super) fn of(config: &Config) -> Cookie {
+        if config.http_plain {
+            Cookie::Plain
+        } else {
+            Cookie::Secure
+        }
     }
 
     /// Its name.

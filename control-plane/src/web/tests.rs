@@ -38,7 +38,8 @@ impl Browser {
         let answer = send_form(&server, "", "/login", form, &[]).await;
         assert_eq!(answer.status, StatusCode::SEE_OTHER, "{}", answer.body);
         let cookie = answer.header("set-cookie");
-        for attribute in ["HttpOnly", "SameSite=Strict", "Path=/", "Max-Age=43200"] {
+        assert!(cookie.starts_with("__Host-skerry_session="), "{cookie}");
+        for attribute in ["HttpOnly", "Secure", "SameSite=Strict", "Path=/", "Max-Age=43200"] {
             assert!(cookie.contains(attribute), "{cookie}");
         }
         assert!(!cookie.contains(&server.token));
@@ -419,6 +420,17 @@ async fn a_user_signs_in_with_a_password_and_waits_after_wrong_ones() {
 }
 
 #[tokio::test]
+async fn over_plain_http_the_cookie_is_one_that_browsers_take() {
+    let server = Arc::new(TestServer::start_configured(|config| config.http_plain = true).await);
+    let answer = login(&server, &server.token, &[]).await;
+    let cookie = answer.header("set-cookie");
+    assert!(
+        cookie.starts_with("skerry_session=") && !cookie.contains("Secure"),
+        "{cookie}"
+    );
+}
+
+#[tokio::test]
 async fn a_session_from_before_the_sign_in_is_worth_nothing_after_it() {
     let browser = Browser::sign_in().await;
     let form = format!("token={}", browser.server.token);
@@ -508,6 +520,10 @@ async fn an_own_token_is_made_shown_once_and_revoked_on_the_account_page() {
     let secret = format!("skp_{}", secret.split('<').next().unwrap());
     let who = server.api_as(&secret, "GET", "/api/v1/whoami", "").await.json();
     assert_eq!(who["name"], "alice/laptop");
+    assert!(
+        !made.body.contains("http-equiv"),
+        "a page that reloads itself would lose the secret"
+    );
     let page = alice.get("/account").await.body;
     let id = secret.split('_').nth(1).unwrap();
     assert!(page.contains(id) && !page.contains(&secret), "{page}");
