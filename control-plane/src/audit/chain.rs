@@ -358,7 +358,7 @@ mod tests {
         let entries = log(5);
         let kept = vec![checkpoint(&entries, 2), checkpoint(&entries, 4)];
         let mut forged = entries[..2].to_vec();
-        for mut entry in entries[2..].to_vec() {
+        for mut entry in entries[2..].iter().cloned() {
             entry.actor = "eve".to_owned();
             entry.prev_hash = forged.last().unwrap().hash;
             entry.hash = entry.computed_hash();

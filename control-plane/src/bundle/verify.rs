@@ -232,7 +232,7 @@ mod tests {
             fs::copy(onnx, path.join("model.onnx")).unwrap();
             let tensors = |tensors: &[skerry_shared::oip::TensorMetadata]| {
                 let tensors = tensors.iter().map(|tensor| {
-                    let (name, datatype) = (&tensor.name, serde_json::to_value(&tensor.datatype).unwrap());
+                    let (name, datatype) = (&tensor.name, serde_json::to_value(tensor.datatype).unwrap());
                     format!(
                         "{{name = \"{name}\", datatype = {datatype}, shape = {:?}}}",
                         tensor.shape
