@@ -5,8 +5,8 @@
 //! certificates of the world are not known here.
 
 use std::{
-    fmt,
-    net::TcpStream,
+    fmt, io,
+    net::{TcpStream, ToSocketAddrs},
     path::Path,
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
@@ -346,7 +346,7 @@ pub(crate) fn fetch_authority(host: &str, port: u16, pinned: Digest) -> anyhow::
     config.alpn_protocols = vec![PROTOCOL.to_vec()];
     let name = ServerName::try_from(host.to_owned()).with_context(|| format!("`{host}` is no host"))?;
     let mut connection = ClientConnection::new(Arc::new(config), name)?;
-    let mut stream = TcpStream::connect((host, port))?;
+    let mut stream = reach(host, port)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     // It always fails: the certificates are refused once they have been seen.
@@ -358,6 +358,18 @@ pub(crate) fn fetch_authority(host: &str, port: u16, pinned: Digest) -> anyhow::
         (None, Err(error)) => Err(error).context("it does not speak TLS"),
         (None, Ok(_)) => bail!("it shows no certificate"),
     }
+}
+
+/// A connection to the first address of a host that answers in time.
+fn reach(host: &str, port: u16) -> io::Result<TcpStream> {
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in (host, port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, TIMEOUT) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
 }
 
 /// Looks at the last certificate that a server shows, and refuses them all.

@@ -2,6 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
+use proptest::prelude::*;
 use rustls::{pki_types::UnixTime, server::danger::ClientCertVerifier};
 
 use super::{
@@ -58,7 +59,9 @@ fn a_first_start_that_broke_off_is_made_good_and_a_lost_key_is_never_replaced() 
 #[test]
 fn a_certificate_beside_another_key_is_refused() {
     let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    (authority(folder.path()), authority(other.path()));
+    for folder in [&folder, &other] {
+        authority(folder.path());
+    }
     fs::copy(other.path().join("ca.pem"), folder.path().join("ca.pem")).unwrap();
     assert!(matches!(
         Authority::open(folder.path(), NOW),
@@ -154,4 +157,25 @@ fn a_server_certificate_is_no_client_certificate() {
     assert!(verifier.verify_client_cert(&own.cert[0], &[], at(NOW)).is_ok());
     let own = ClientCertificate::read(&own.cert[0]).unwrap();
     assert_eq!(own.identity, ClientIdentity::ControlPlane);
+}
+
+proptest! {
+    #[test]
+    fn what_is_no_request_or_certificate_is_refused_without_a_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..600),
+    ) {
+        prop_assert!(Request::parse(&bytes).is_err());
+        prop_assert!(ClientCertificate::read(&bytes).is_none());
+    }
+
+    #[test]
+    fn no_changed_byte_of_a_request_brings_in_another_key(position in any::<prop::sample::Index>(), flip in 1_u8..) {
+        let whole = request(&new_key().unwrap());
+        let key = Request::parse(&whole).unwrap().public_key_hex();
+        let mut changed = whole;
+        *position.get_mut(&mut changed[..]) ^= flip;
+        if let Ok(request) = Request::parse(&changed) {
+            prop_assert_eq!(request.public_key_hex(), key);
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! Whom the command line takes for its control plane: by the certificate of its authority, from a file or by its digest.
 
 use std::{
-    net::TcpStream,
+    io,
+    net::{TcpStream, ToSocketAddrs},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -111,7 +112,7 @@ fn shown_chain(host: &str, port: u16) -> anyhow::Result<Vec<CertificateDer<'stat
     config.alpn_protocols = vec![DEVICE_PROTOCOL.to_vec()];
     let name = ServerName::try_from(host.to_owned())?;
     let mut connection = ClientConnection::new(Arc::new(config), name)?;
-    let mut stream = TcpStream::connect((host, port))?;
+    let mut stream = reach(host, port)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     // It always fails: the certificates are refused once they have been seen.
@@ -122,6 +123,18 @@ fn shown_chain(host: &str, port: u16) -> anyhow::Result<Vec<CertificateDer<'stat
         (None, Err(error)) => Err(error.into()),
         (None, Ok(_)) => bail!("it shows no certificate"),
     }
+}
+
+/// A connection to the first address of a host that answers in time.
+fn reach(host: &str, port: u16) -> io::Result<TcpStream> {
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in (host, port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, TIMEOUT) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
 }
 
 /// Looks at the certificates of a server, and refuses them.
