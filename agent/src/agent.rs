@@ -402,7 +402,7 @@ impl Agent {
     /// Writes the time down if it has moved enough, and asks again if nobody has answered.
     fn keep_time(&mut self) {
         let kept = self.keeper.get().time_floor_ms;
-        if let Some(floor_ms) = self.clock.to_persist(kept)
+        if let Some(floor_ms) = self.clock.floor_to_persist(kept)
             && let Err(error) = self.keeper.change(|record| record.time_floor_ms = floor_ms)
         {
             log_disk(error);

@@ -95,7 +95,7 @@ impl TrustedTime {
     }
 
     /// The floor, if it should be written down: it rose, or an answer has corrected it.
-    fn to_persist(&self, persisted_ms: u64, reading: Reading) -> Option<u64> {
+    fn floor_to_persist(&self, persisted_ms: u64, reading: Reading) -> Option<u64> {
         let floor = self.floor_ms(reading);
         let moved = floor.saturating_sub(persisted_ms);
         let corrected = if self.exact {
@@ -179,9 +179,9 @@ impl Clock {
     }
 
     /// The floor, if it differs enough from the one that was written down.
-    pub(crate) fn to_persist(&self, persisted_ms: u64) -> Option<u64> {
+    pub(crate) fn floor_to_persist(&self, persisted_ms: u64) -> Option<u64> {
         let reading = (self.machine)();
-        self.lock().to_persist(persisted_ms, reading)
+        self.lock().floor_to_persist(persisted_ms, reading)
     }
 
     fn lock(&self) -> MutexGuard<'_, TrustedTime> {

@@ -88,7 +88,7 @@ fn an_answer_corrects_a_floor_that_was_driven_up() {
     let mut time = started(YEAR_2100_MS);
     time.learn_answer(TODAY_MS, at(0, 1));
     assert_eq!(time.now(at(0, 1)), trusted(TODAY_MS));
-    assert_eq!(time.to_persist(YEAR_2100_MS, at(0, 1)), Some(TODAY_MS));
+    assert_eq!(time.floor_to_persist(YEAR_2100_MS, at(0, 1)), Some(TODAY_MS));
 }
 
 #[test]
@@ -108,9 +108,9 @@ fn a_control_plane_that_corrects_its_clock_is_followed() {
 #[test]
 fn the_floor_is_written_down_once_an_hour() {
     let time = started(TODAY_MS);
-    assert_eq!(time.to_persist(TODAY_MS, at(0, PERSIST_MS - 1)), None);
+    assert_eq!(time.floor_to_persist(TODAY_MS, at(0, PERSIST_MS - 1)), None);
     let later = TODAY_MS + PERSIST_MS;
-    assert_eq!(time.to_persist(TODAY_MS, at(0, PERSIST_MS)), Some(later));
+    assert_eq!(time.floor_to_persist(TODAY_MS, at(0, PERSIST_MS)), Some(later));
 }
 
 #[derive(Clone, Debug)]
