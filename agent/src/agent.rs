@@ -34,6 +34,7 @@ use crate::{
         effect_of,
     },
     verify::{Trust, VerifyError},
+    watchdog::{self, Pulse},
     worker::{Fetch, Progress, Work, Worker},
 };
 
@@ -79,7 +80,8 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
 
     let listener = tokio::net::TcpListener::bind(options.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {} for inference requests", options.listen))?;
-    let address = listener.local_addr()?.to_string();
+    let listens = listener.local_addr()?;
+    let address = listens.to_string();
     disk.write(
         &options.state_dir.join("inference-address"),
         address.as_bytes(),
@@ -156,10 +158,14 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
         refused: None,
         worker: Some(worker),
         running: None,
+        pulse: Pulse::default(),
     };
     agent.start_serving().await;
+    watchdog::ready();
+    tokio::spawn(watchdog::run(agent.pulse.clone(), listens, shutdown.clone()));
     agent.turn(Event::Started);
     let ended = agent.serve_events(received.events, &shutdown).await;
+    watchdog::stopping();
     // However it ended, everything else ends too, and what was counted is kept.
     shutdown.cancel();
     let drained = tokio::time::timeout(API_DRAIN, api).await;
@@ -209,6 +215,8 @@ struct Agent {
     /// With the effect that runs, or here.
     worker: Option<Worker>,
     running: Option<Running>,
+    /// Shows that the loop turns.
+    pulse: Pulse,
 }
 
 /// The effect that runs.
@@ -267,6 +275,7 @@ impl Agent {
                     None => return Ok(()),
                 },
                 _ = tick.tick() => {
+                    self.pulse.beat();
                     // A state that could not be written, on a full disk for example, is tried again.
                     if self.running.is_none() && self.keeper.get().update != State::Idle {
                         self.begin(effect_of(&self.keeper.get().update));

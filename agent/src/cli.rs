@@ -1,6 +1,6 @@
 //! The agent's command line: enrol, run, status.
 
-use std::{ffi::OsString, io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     agent,
     disk::Disk,
-    enroll,
+    doctor, enroll, log,
     proof::{self, Proof},
 };
 
@@ -72,6 +72,20 @@ enum Command {
         #[arg(short, long, value_enum, default_value = "table")]
         output: Output,
     },
+    /// Looks for what keeps this device from working, and says what to do about it.
+    #[command(
+        after_help = "It changes nothing and needs no running agent. Exit code 0: nothing is broken (warnings may be there); \
+                            1: something is; the lines that begin with FAIL say what.\n\nExample:\n  sudo skerry-agent doctor\n  \
+                            skerry-agent doctor -o json | jq '.findings[] | select(.level != \"ok\")'"
+    )]
+    Doctor {
+        /// Where identity, trusted metadata and bundles live.
+        #[arg(long, default_value = "/var/lib/skerry")]
+        state_dir: PathBuf,
+        /// How the findings are printed.
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Output,
+    },
     /// Shows what the agent on this device runs and does.
     Status {
         /// The state folder of the running agent.
@@ -87,6 +101,11 @@ enum Output {
     Table,
     /// For programs.
     Json,
+}
+
+/// The command line's grammar, for manual pages and shell completions.
+pub fn command() -> clap::Command {
+    <Arguments as clap::CommandFactory>::command()
 }
 
 /// Runs the agent's command line. `arguments` begins with the program's name.
@@ -116,6 +135,18 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             store_limit,
         }),
         Command::Verify { state_dir, output } => verify(&state_dir, output),
+        Command::Doctor { state_dir, output } => {
+            let report = doctor::examine(&state_dir);
+            match output {
+                Output::Table => say(&report.table()),
+                Output::Json => say(&format!("{:#}", report.json())),
+            }
+            return if report.is_healthy() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            };
+        }
         Command::Status { state_dir } => status(&state_dir),
     };
     match done {
@@ -163,12 +194,7 @@ fn say(text: &str) {
 }
 
 fn run(options: agent::Options) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
+    log::start();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

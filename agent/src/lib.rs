@@ -27,6 +27,9 @@ mod agent;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::print_stdout)]
 mod crash_tests;
+mod doctor;
+mod log;
 mod report;
 mod serve;
 mod telemetry;
+mod watchdog;
