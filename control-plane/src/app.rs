@@ -111,6 +111,8 @@ pub enum Change {
     Model(ModelName),
     /// A published bundle.
     Bundle(ModelName, ModelVersion),
+    /// Root or targets metadata: a bundle may be forbidden now.
+    Metadata,
     /// A rollout: its state, or that of one of its devices.
     Rollout(RolloutId),
     /// Telemetry of some devices is stored.
@@ -508,7 +510,8 @@ async fn drive_rollouts(app: Arc<App>, shutdown: CancellationToken) {
 async fn relevant_change(changes: &mut broadcast::Receiver<Change>) {
     loop {
         match changes.recv().await {
-            Ok(Change::Device(_) | Change::Rollout(_)) | Err(broadcast::error::RecvError::Lagged(_)) => return,
+            Ok(Change::Device(_) | Change::Rollout(_) | Change::Metadata)
+            | Err(broadcast::error::RecvError::Lagged(_)) => return,
             Ok(Change::Model(_) | Change::Bundle(..) | Change::Run(_) | Change::Telemetry | Change::Access) => {}
             // The sender lives in the app, which this task holds.
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,

@@ -89,6 +89,9 @@ pub(crate) struct BundleAssignment {
     rollout: Option<u64>,
     /// How long the new version serves on probation.
     probation_ms: u32,
+    /// Whether the device may go below the model's lowest version.
+    #[schema(nullable = false)]
+    allow_downgrade: Option<bool>,
 }
 
 /// How an update of a device ended.

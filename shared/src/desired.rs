@@ -51,6 +51,10 @@ pub struct BundleAssignment {
     /// How long the new version serves on probation before it is committed, in milliseconds.
     #[serde(default = "default_probation_ms")]
     pub probation_ms: u32,
+    /// True when this device may go below the lowest version of the model that signed metadata names. A blocked bundle stays
+    /// blocked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_downgrade: bool,
 }
 
 /// Ten seconds: long enough for a crash loop to show, short enough for a person to watch.

@@ -62,15 +62,17 @@ fn assignment() -> impl Strategy<Value = BundleAssignment> {
         digest(),
         option::of(any::<u64>()),
         any::<u32>(),
+        any::<bool>(),
     )
         .prop_map(
-            |(model, version, target, index, rollout, probation_ms)| BundleAssignment {
+            |(model, version, target, index, rollout, probation_ms, allow_downgrade)| BundleAssignment {
                 model,
                 version: ModelVersion(version),
                 target,
                 index,
                 rollout: rollout.map(RolloutId),
                 probation_ms,
+                allow_downgrade,
             },
         )
 }

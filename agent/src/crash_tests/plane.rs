@@ -239,6 +239,7 @@ impl Plane {
                 index: Digest::from_bytes(index),
                 rollout: None,
                 probation_ms: 0,
+                allow_downgrade: false,
             }],
         };
         let sign = |message: &[u8]| assignment_key().sign(message).to_bytes();

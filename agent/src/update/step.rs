@@ -186,6 +186,7 @@ mod tests {
             index: Digest::of(&n.to_le_bytes()),
             rollout: None,
             probation_ms: 0,
+            allow_downgrade: false,
         };
         Job {
             generation: Generation(n),

@@ -54,6 +54,8 @@ enum Moved {
     },
     /// Telemetry of some devices is stored.
     Telemetry,
+    /// Root or targets metadata: a bundle may be forbidden now.
+    Metadata,
     /// A user or an API token.
     Access,
 }
@@ -67,6 +69,7 @@ impl From<Result<Change, BroadcastStreamRecvError>> for Moved {
             Ok(Change::Run(id)) => Moved::Run { id },
             Ok(Change::Rollout(id)) => Moved::Rollout { id },
             Ok(Change::Telemetry) => Moved::Telemetry,
+            Ok(Change::Metadata) => Moved::Metadata,
             Ok(Change::Access) => Moved::Access,
             Err(BroadcastStreamRecvError::Lagged(_)) => Moved::Everything,
         }

@@ -21,7 +21,10 @@ use super::{
     Problem,
     extract::{CalledBy, JsonBody, UrlPath},
 };
-use crate::{app::App, publish};
+use crate::{
+    app::{App, Change},
+    publish,
+};
 
 /// 2 MiB: root and targets metadata in base64, with room.
 const BODY_BYTES: usize = 2 * 1024 * 1024;
@@ -79,6 +82,7 @@ async fn publish_targets(
     let bytes = decode(&body.targets, "targets")?;
     let version = publish::publish_targets(&app.core, &app.keys, bytes.into(), by).await?;
     tracing::info!(metadata.version = version, "targets metadata is published");
+    app.changes.send(Change::Metadata);
     app.desired_changed.notify_one();
     Ok(Json(PublishedView { version }))
 }
@@ -114,6 +118,7 @@ async fn publish_root(
     let targets = targets.map(Into::into);
     let version = publish::publish_root(&app.core, &app.keys, root.into(), targets, by).await?;
     tracing::info!(metadata.version = version, "a root is published");
+    app.changes.send(Change::Metadata);
     app.desired_changed.notify_one();
     Ok(Json(PublishedView { version }))
 }

@@ -292,9 +292,10 @@ impl From<RolloutError> for Problem {
             RolloutError::Invalid(_) | RolloutError::Selector(_) | RolloutError::NoDevices(_) => {
                 Problem::refused(error.to_string())
             }
-            RolloutError::Overlap { .. } | RolloutError::State { .. } | RolloutError::NothingToApprove(_) => {
-                Problem::conflict(error.to_string())
-            }
+            RolloutError::Refused { .. }
+            | RolloutError::Overlap { .. }
+            | RolloutError::State { .. }
+            | RolloutError::NothingToApprove(_) => Problem::conflict(error.to_string()),
             RolloutError::Unapproved(_) => {
                 let title = "somebody else must approve this first";
                 Problem::new(StatusCode::CONFLICT, "approval-needed", title, error.to_string())

@@ -81,6 +81,9 @@ struct CreateBody {
     probation_ms: Option<u64>,
     /// How long a device may say nothing, probation not counted.
     silent_after_seconds: Option<u64>,
+    /// True lets the devices go below the lowest version of the model that signed metadata names; never to a blocked one.
+    #[serde(default)]
+    allow_downgrade: bool,
     /// False makes a draft.
     #[serde(default = "yes")]
     start: bool,
@@ -110,6 +113,7 @@ async fn create(
         selector: body.selector,
         groups: body.groups,
         probation_ms: body.probation_ms,
+        allow_downgrade: body.allow_downgrade,
         silent_after_ms: body.silent_after_seconds.map(|seconds| seconds.saturating_mul(1000)),
         start: body.start,
     };

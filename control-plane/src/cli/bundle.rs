@@ -18,7 +18,7 @@ use skerry_shared::{
     digest::Digest,
     id::{ModelName, ModelVersion},
 };
-use skerry_tuf::UnixTime;
+use skerry_tuf::{Blocked, TargetName, Targets, UnixTime};
 
 use super::{
     Done, Global, Output,
@@ -32,6 +32,7 @@ use crate::{
         folder::BundleFolder,
         sign::sign,
         spec::Spec,
+        target_name,
     },
     signing::draft::{Demand, Draft},
 };
@@ -99,6 +100,38 @@ pub enum Command {
         #[arg(long, value_name = "FOLDER")]
         dataset: Option<PathBuf>,
     },
+    /// Blocks a published version: no device installs it any more, and one that runs it leaves it. Writes targets-draft.json.
+    #[command(
+        after_help = "The draft is signed with the keys that are in the folder; other holders add theirs with `skerry keys sign`, \
+                            and `skerry keys publish` uploads it. A device that runs the version goes back to the version before \
+                            it, if that one is allowed, or stops serving the model, and reports `blocked`."
+    )]
+    Block {
+        /// The model.
+        model: ModelName,
+        /// Its version.
+        version: ModelVersion,
+        /// Why, for people: it is signed with the list.
+        #[arg(long)]
+        reason: String,
+        /// How the targets metadata is changed.
+        #[command(flatten)]
+        edit: keys::EditTargets,
+    },
+    /// Sets the lowest version of a model that devices may be told to run. Writes targets-draft.json.
+    #[command(
+        after_help = "A device that runs an older version goes on; it is not told to install one. A rollout with \
+                            --allow-downgrade may go below, never to a blocked version."
+    )]
+    MinRelease {
+        /// The model.
+        model: ModelName,
+        /// The lowest version.
+        version: ModelVersion,
+        /// How the targets metadata is changed.
+        #[command(flatten)]
+        edit: keys::EditTargets,
+    },
     /// Checks a bundle folder and shows what is in it.
     Inspect {
         /// The bundle folder.
@@ -153,6 +186,19 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
         } => {
             return verify::run(&bundle, &keys, root, dataset.as_deref(), global.output);
         }
+        Command::Block {
+            model,
+            version,
+            reason,
+            edit,
+        } => return keys::edit_targets(&edit, global, |targets| block(targets, &model, version, &reason)),
+        Command::MinRelease { model, version, edit } => {
+            return keys::edit_targets(&edit, global, |targets| {
+                let extension = targets.extension.get_or_insert_default();
+                extension.min_release.insert(model.to_string(), version.0);
+                Ok(())
+            });
+        }
         Command::Inspect { bundle } => {
             let folder = BundleFolder::open(&bundle).map_err(anyhow::Error::new)?;
             if global.output == Output::Table {
@@ -175,6 +221,20 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn block(targets: &mut Targets, model: &ModelName, version: ModelVersion, reason: &str) -> anyhow::Result<()> {
+    let name = TargetName::new(target_name(model, version)).context("the version makes no target name")?;
+    let digest = targets.find(&name).and_then(|file| file.sha256());
+    let digest = digest.with_context(|| format!("{model} version {version} is not in the targets metadata"))?;
+    let blocked = Blocked {
+        sha256: hex::encode(digest),
+        reason: reason.to_owned(),
+        extra: serde_json::Map::new(),
+    };
+    let extension = targets.extension.get_or_insert_default();
+    extension.blocked.insert(name, blocked);
+    Ok(())
 }
 
 /// Builds a bundle of a registered model version.

@@ -158,9 +158,12 @@ impl Command {
             // A machine without a network must do these, whatever the environment says of a control plane.
             Command::Keys(command) => match command {
                 keys::Command::Publish { .. } | keys::Command::Update { .. } => true,
-                keys::Command::Renew { targets, .. } => targets.is_none(),
+                keys::Command::Renew { edit } => edit.asks_the_control_plane(),
                 _ => false,
             },
+            Command::Bundle(bundle::Command::Block { edit, .. } | bundle::Command::MinRelease { edit, .. }) => {
+                edit.asks_the_control_plane()
+            }
             Command::Bundle(bundle::Command::Verify { .. } | bundle::Command::Inspect { .. }) => false,
             Command::Audit(audit::Command::Verify { file, .. }) => file.is_none(),
             #[cfg(feature = "demo")]

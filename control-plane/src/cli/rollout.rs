@@ -46,6 +46,9 @@ pub(super) enum Command {
         /// How long a device may say nothing before the rollout pauses.
         #[arg(long, value_parser = duration)]
         silent_after: Option<Duration>,
+        /// Let the devices go below the model's lowest version (`skerry bundle min-release`); never to a blocked one.
+        #[arg(long)]
+        allow_downgrade: bool,
         /// Leave it as a draft that `resume` starts.
         #[arg(long)]
         draft: bool,
@@ -99,6 +102,7 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
             success,
             error,
             silent_after,
+            allow_downgrade,
             draft,
             watch,
         } => {
@@ -108,6 +112,7 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
                 .collect();
             let mut body = json!({
                 "model": model, "version": version, "selector": selector, "groups": groups, "start": !draft,
+                "allow_downgrade": allow_downgrade,
             });
             if let Some(probation) = probation {
                 body["probation_ms"] = json!(probation.as_millis() as u64);

@@ -184,6 +184,14 @@ pub fn remove_assignment(conn: &Connection, id: &DeviceId, model: &ModelName) ->
     change_desired(conn, id, |desired| desired.retain(|other| other.model != *model))
 }
 
+/// Makes a new generation of the same intent: the device looks again at whether it may.
+///
+/// # Errors
+/// [`DeviceError::NotFound`], or the database's.
+pub fn say_again(conn: &Connection, id: &DeviceId) -> Result<Generation, DeviceError> {
+    change_desired(conn, id, |_| {})
+}
+
 fn change_desired(
     conn: &Connection,
     id: &DeviceId,

@@ -5,7 +5,7 @@
 
 mod metadata;
 mod roots;
-mod store;
+pub(crate) mod store;
 mod targets;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -14,7 +14,7 @@ mod tests;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use skerry_shared::{
     bundle::{MANIFEST_NAME, Manifest, ResourceKind},
     chunk::{ChunkIndex, ChunkIndexError},
@@ -63,6 +63,29 @@ pub struct PublishedBundle {
     pub wire_bytes: u64,
     /// UTC milliseconds.
     pub published_at_ms: u64,
+    /// Why it may not be installed any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub refused: Option<Refusal>,
+}
+
+/// Why a published bundle may not be installed: the signed targets metadata says so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Refusal {
+    /// Which rule.
+    pub code: RefusalCode,
+    /// In words.
+    pub reason: String,
+}
+
+/// The rule that forbids a bundle; devices report it under the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalCode {
+    /// It is on the list of blocked bundles.
+    Blocked,
+    /// It is below the lowest version of its model.
+    MinRelease,
 }
 
 /// Why a bundle was not published.
@@ -199,6 +222,7 @@ pub async fn publish(
         total_bytes: index.total_bytes(),
         wire_bytes: wire.iter().map(|(_, len)| len).sum(),
         published_at_ms: by.at_ms,
+        refused: None,
     };
     let stored = bundle.clone();
     db.write(move |conn| {
@@ -208,6 +232,7 @@ pub async fn publish(
         if let Some(name) = targets::added(conn, &new_targets)? {
             return Err(PublishError::NotPublished(name));
         }
+        targets::settle(conn, &new_targets)?;
         let fact = Fact::new("bundle.publish", format!("bundle/{}/{}", stored.model, stored.version))
             .with("target", &stored.target)
             .with("index", stored.index)

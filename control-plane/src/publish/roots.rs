@@ -74,6 +74,7 @@ pub async fn publish_root(
                 if let Some(name) = targets::added(conn, &accepted)? {
                     return Err(PublishError::NotPublished(name));
                 }
+                targets::settle(conn, &accepted)?;
                 metadata::sign_around(conn, &signing, (accepted.version, &bytes), by.at_ms)?;
             }
             None => {

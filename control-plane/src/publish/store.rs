@@ -1,5 +1,7 @@
 //! The SQL of published metadata and bundles.
 
+use std::collections::BTreeSet;
+
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use skerry_shared::{
     digest::Digest,
@@ -7,9 +9,11 @@ use skerry_shared::{
 };
 use skerry_tuf::Role;
 
-use super::PublishedBundle;
-use crate::db::DbError;
+use super::{PublishedBundle, Refusal, RefusalCode};
+use crate::db::{DbError, from_word, to_word};
 
+const SELECT: &str = "SELECT model, version, target, index_digest, index_bytes, total_bytes, wire_bytes, published_at_ms, \
+                      code, reason FROM bundles LEFT JOIN bundle_refusals USING (target)";
 const COLUMNS: &str = "model, version, target, index_digest, index_bytes, total_bytes, wire_bytes, published_at_ms";
 
 pub(super) fn is_empty(conn: &Connection) -> Result<bool, DbError> {
@@ -116,8 +120,42 @@ pub(super) fn insert_bundle(conn: &Connection, bundle: &PublishedBundle) -> Resu
     Ok(())
 }
 
+/// The targets of blocked bundles.
+pub(super) fn blocked(conn: &Connection) -> Result<BTreeSet<String>, DbError> {
+    let mut statement = conn.prepare("SELECT target FROM bundle_refusals WHERE code = ?1")?;
+    let targets = statement.query_map([to_word(&RefusalCode::Blocked)], |row| row.get(0))?;
+    Ok(targets.collect::<Result<_, _>>()?)
+}
+
+pub(super) fn clear_refusals(conn: &Connection) -> Result<(), DbError> {
+    conn.execute("DELETE FROM bundle_refusals", [])?;
+    Ok(())
+}
+
+pub(super) fn insert_refusal(conn: &Connection, target: &str, refusal: &Refusal) -> Result<(), DbError> {
+    conn.execute(
+        "INSERT INTO bundle_refusals (target, code, reason) VALUES (?1, ?2, ?3)",
+        params![target, to_word(&refusal.code), refusal.reason],
+    )?;
+    Ok(())
+}
+
+/// Why the bundle of a target may not be installed.
+///
+/// # Errors
+/// The database's.
+pub(crate) fn refusal(conn: &Connection, target: &str) -> Result<Option<Refusal>, DbError> {
+    let mut statement = conn.prepare_cached("SELECT code, reason FROM bundle_refusals WHERE target = ?1")?;
+    let mut rows = statement.query([target])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    Ok(Some(Refusal {
+        code: from_word(row.get(0)?)?,
+        reason: row.get(1)?,
+    }))
+}
+
 pub(super) fn bundles(conn: &Connection) -> Result<Vec<PublishedBundle>, DbError> {
-    let mut statement = conn.prepare(&format!("SELECT {COLUMNS} FROM bundles ORDER BY model, version"))?;
+    let mut statement = conn.prepare(&format!("{SELECT} ORDER BY model, version"))?;
     let rows = statement.query_map([], |row| Ok(bundle_row(row)))?;
     rows.map(|row| row?).collect()
 }
@@ -127,7 +165,7 @@ pub(super) fn bundle(
     model: &ModelName,
     version: ModelVersion,
 ) -> Result<Option<PublishedBundle>, DbError> {
-    let sql = format!("SELECT {COLUMNS} FROM bundles WHERE model = ?1 AND version = ?2");
+    let sql = format!("{SELECT} WHERE model = ?1 AND version = ?2");
     conn.query_row(&sql, params![model.as_str(), version.0 as i64], |row| {
         Ok(bundle_row(row))
     })
@@ -151,5 +189,12 @@ fn bundle_row(row: &Row<'_>) -> Result<PublishedBundle, DbError> {
         total_bytes: row.get::<_, i64>(5)? as u64,
         wire_bytes: row.get::<_, i64>(6)? as u64,
         published_at_ms: row.get::<_, i64>(7)? as u64,
+        refused: match row.get::<_, Option<String>>(8)? {
+            Some(code) => Some(Refusal {
+                code: from_word(code)?,
+                reason: row.get(9)?,
+            }),
+            None => None,
+        },
     })
 }

@@ -1,16 +1,17 @@
 //! The next targets metadata: signed offline, taken only if nothing that was published is lost.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use rusqlite::Connection;
 use skerry_shared::digest::Digest;
 use skerry_tuf::{Limits, Role, Signed, Targets};
 
-use super::{PublishError, metadata, store};
+use super::{PublishError, PublishedBundle, Refusal, RefusalCode, metadata, store};
 use crate::{
     audit::{self, By, Fact},
-    db::Db,
+    db::{Db, DbError},
+    devices::{self, DeviceError},
     signing::online::{OnlineKeys, RootKeys},
 };
 
@@ -52,6 +53,52 @@ pub(super) fn replace(conn: &Connection, new: &Targets, bytes: &[u8]) -> Result<
     Ok(())
 }
 
+/// Writes down which bundles the new targets metadata forbids, and tells every device that should run one that is newly
+/// blocked: a new generation makes it look at the metadata.
+pub(super) fn settle(conn: &Connection, new: &Targets) -> Result<(), PublishError> {
+    let before = store::blocked(conn)?;
+    store::clear_refusals(conn)?;
+    let mut newly = BTreeSet::new();
+    for bundle in store::bundles(conn)? {
+        let Some(refusal) = refusal(new, &bundle) else { continue };
+        store::insert_refusal(conn, &bundle.target, &refusal)?;
+        if refusal.code == RefusalCode::Blocked && !before.contains(&bundle.target) {
+            newly.insert(bundle.target);
+        }
+    }
+    if newly.is_empty() {
+        return Ok(());
+    }
+    for device in devices::store::list(conn)? {
+        if device
+            .desired
+            .iter()
+            .any(|assignment| newly.contains(&assignment.target))
+        {
+            devices::store::say_again(conn, &device.id).map_err(|error| match error {
+                DeviceError::Db(error) => error,
+                other => DbError::Corrupt(other.to_string()),
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Why a bundle may not be installed, if it may not.
+fn refusal(targets: &Targets, bundle: &PublishedBundle) -> Option<Refusal> {
+    if let Some(blocked) = targets.blocked(&bundle.target, bundle.index.as_bytes()) {
+        return Some(Refusal {
+            code: RefusalCode::Blocked,
+            reason: blocked.reason.clone(),
+        });
+    }
+    let lowest = targets.min_release(bundle.model.as_str());
+    (bundle.version.0 < lowest).then(|| Refusal {
+        code: RefusalCode::MinRelease,
+        reason: format!("the lowest version of {} is {lowest}", bundle.model),
+    })
+}
+
 /// The first target that has no published bundle.
 pub(super) fn added(conn: &Connection, new: &Targets) -> Result<Option<String>, PublishError> {
     for name in new.targets.keys() {
@@ -75,6 +122,7 @@ pub async fn publish_targets(db: &Db, keys: &Arc<OnlineKeys>, bytes: Bytes, by: 
         if let Some(name) = added(conn, &new)? {
             return Err(PublishError::NotPublished(name));
         }
+        settle(conn, &new)?;
         metadata::sign_around(conn, &keys, (new.version, &bytes), by.at_ms)?;
         let fact = Fact::new("targets.publish", "metadata/targets")
             .with("targets_version", new.version)

@@ -289,3 +289,105 @@ async fn encrypted_online_keys_open_with_the_passphrase_file() {
     };
     folder.keys_of(&root).unwrap();
 }
+
+#[tokio::test]
+async fn a_blocked_bundle_is_known_and_its_devices_are_told_again() {
+    let repository = Repository::start().await;
+    let key = repository.offline("targets");
+    let index = Digest::of(b"an index");
+    let name = TargetName::new("m/1/index").unwrap();
+    // A bundle of which only the row and the target are there: nobody fetches it here.
+    let with_bundle = repository
+        .next_targets(
+            |targets| {
+                let file = skerry_tuf::TargetFile::from_sha256(900, index.as_bytes());
+                targets.add_target(name.clone(), file);
+            },
+            std::slice::from_ref(&key),
+        )
+        .await;
+    let insert = move |conn: &rusqlite::Connection| -> Result<(), DbError> {
+        conn.execute_batch(&format!(
+            "INSERT INTO models (name, description, tags, created_at_ms) VALUES ('m', '', '{{}}', 0);
+             INSERT INTO model_versions (model, version, digest, size_bytes, description, tags, inputs, outputs, created_at_ms)
+                 VALUES ('m', 1, '{index}', 1, '', '{{}}', '[]', '[]', 0);
+             INSERT INTO bundles VALUES ('m', 1, 'm/1/index', '{index}', 900, 1, 1, 0);
+             INSERT INTO devices (id, labels, platform, agent_version, public_key, secret_hash, enrolled_at_ms)
+                 VALUES ('d', '{{}}', 'aarch64-unknown-linux-gnu', '0', '', zeroblob(32), 0),
+                        ('other', '{{}}', 'aarch64-unknown-linux-gnu', '0', '', zeroblob(32), 0);"
+        ))?;
+        let assignment = skerry_shared::desired::BundleAssignment {
+            model: "m".parse().unwrap(),
+            version: ModelVersion(1),
+            target: "m/1/index".to_owned(),
+            index,
+            rollout: None,
+            probation_ms: 0,
+            allow_downgrade: false,
+        };
+        crate::devices::store::set_assignment(conn, &"d".parse().unwrap(), assignment).unwrap();
+        Ok(())
+    };
+    let generations = || async {
+        let devices = crate::devices::list(&repository.db, &Default::default()).await.unwrap();
+        devices.iter().map(|device| device.generation.0).collect::<Vec<_>>()
+    };
+    repository.db.write(insert).await.unwrap();
+    publish_targets(&repository.db, &repository.keys, with_bundle, by())
+        .await
+        .unwrap();
+    let model: ModelName = "m".parse().unwrap();
+    let shown = || get_bundle(&repository.db, &model, ModelVersion(1));
+    assert_eq!(shown().await.unwrap().refused, None);
+
+    let too_old = repository
+        .next_targets(
+            |targets| {
+                let extension = targets.extension.get_or_insert_default();
+                extension.min_release.insert("m".to_owned(), 2);
+            },
+            std::slice::from_ref(&key),
+        )
+        .await;
+    publish_targets(&repository.db, &repository.keys, too_old, by())
+        .await
+        .unwrap();
+    assert_eq!(shown().await.unwrap().refused.unwrap().code, RefusalCode::MinRelease);
+    // What runs goes on running.
+    assert_eq!(generations().await, [1, 0]);
+
+    let blocked = repository
+        .next_targets(
+            |targets| {
+                let entry = skerry_tuf::Blocked {
+                    sha256: index.to_hex(),
+                    reason: "it sees cats everywhere".to_owned(),
+                    extra: serde_json::Map::new(),
+                };
+                targets
+                    .extension
+                    .get_or_insert_default()
+                    .blocked
+                    .insert(name.clone(), entry);
+            },
+            &[key],
+        )
+        .await;
+    publish_targets(&repository.db, &repository.keys, blocked, by())
+        .await
+        .unwrap();
+    let refused = shown().await.unwrap().refused.unwrap();
+    assert_eq!(
+        (refused.code, refused.reason.as_str()),
+        (RefusalCode::Blocked, "it sees cats everywhere")
+    );
+    assert_eq!(generations().await, [2, 0]);
+    // Once is enough.
+    let again = repository
+        .next_targets(|_| {}, std::slice::from_ref(&repository.offline("targets")))
+        .await;
+    publish_targets(&repository.db, &repository.keys, again, by())
+        .await
+        .unwrap();
+    assert_eq!(generations().await, [2, 0]);
+}

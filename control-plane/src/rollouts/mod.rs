@@ -30,7 +30,7 @@ use crate::{
     db::{Db, DbError, to_word},
     devices::{self, DeviceError, InvalidSelector, Selector},
     openapi,
-    publish::{self, PublishError},
+    publish::{self, PublishError, Refusal, RefusalCode},
 };
 
 /// Ten minutes, and the probation on top: a device that says nothing for longer has lost its network or its power.
@@ -63,6 +63,8 @@ pub struct Rollout {
     pub probation_ms: u32,
     /// How long a device may say nothing, in milliseconds, probation not counted.
     pub silent_after_ms: u64,
+    /// True when its devices may go below the lowest version of the model that signed metadata names.
+    pub allow_downgrade: bool,
     /// Which devices were meant.
     #[schema(value_type = String)]
     pub selector: Selector,
@@ -102,6 +104,7 @@ impl Rollout {
             index: self.index,
             rollout: Some(self.id),
             probation_ms: self.probation_ms,
+            allow_downgrade: self.allow_downgrade,
         }
     }
 }
@@ -263,6 +266,8 @@ pub struct NewRollout {
     pub probation_ms: Option<u64>,
     /// In milliseconds; the default is [`DEFAULT_SILENT_AFTER_MS`].
     pub silent_after_ms: Option<u64>,
+    /// Whether its devices may go below the model's lowest version.
+    pub allow_downgrade: bool,
     /// Whether it begins at once.
     pub start: bool,
 }
@@ -314,6 +319,16 @@ pub enum RolloutError {
     /// Only users are persons.
     #[error("`{0}` acts for no user: only a person can approve a rollout")]
     NotAPerson(String),
+    /// The signed targets metadata forbids the bundle.
+    #[error("{model} version {version} may not be installed: {}{}", .refusal.reason, hint(.refusal))]
+    Refused {
+        /// The model.
+        model: ModelName,
+        /// The version.
+        version: ModelVersion,
+        /// The rule.
+        refusal: Refusal,
+    },
     /// The bundle is not published.
     #[error(transparent)]
     Publish(#[from] PublishError),
@@ -363,6 +378,17 @@ pub async fn create(db: &Db, policy: &Policy, new: NewRollout, by: By) -> Result
     }
     let bundle = publish::get_bundle(db, &new.model, new.version).await?;
     let policy = policy.clone();
+    if let Some(refusal) = bundle
+        .refused
+        .clone()
+        .filter(|refusal| forbids(refusal, new.allow_downgrade))
+    {
+        return Err(RolloutError::Refused {
+            model: new.model,
+            version: new.version,
+            refusal,
+        });
+    }
     db.write(move |conn| {
         let mut chosen = devices::store::list(conn)?;
         chosen.retain(|device| new.selector.matches(&device.labels));
@@ -378,6 +404,7 @@ pub async fn create(db: &Db, policy: &Policy, new: NewRollout, by: By) -> Result
             index: bundle.index,
             probation_ms: probation_ms as u32,
             silent_after_ms,
+            allow_downgrade: new.allow_downgrade,
             selector: new.selector,
             state: if starts {
                 RolloutState::Ready
@@ -405,6 +432,21 @@ pub async fn create(db: &Db, policy: &Policy, new: NewRollout, by: By) -> Result
         Ok(rollout)
     })
     .await
+}
+
+/// Whether a refusal stops a rollout.
+fn forbids(refusal: &Refusal, allow_downgrade: bool) -> bool {
+    match refusal.code {
+        RefusalCode::Blocked => true,
+        RefusalCode::MinRelease => !allow_downgrade,
+    }
+}
+
+fn hint(refusal: &Refusal) -> &'static str {
+    match refusal.code {
+        RefusalCode::Blocked => " (blocked)",
+        RefusalCode::MinRelease => "; a rollout that allows a downgrade may go below it",
+    }
 }
 
 fn check_overlap(conn: &Connection, rollout: &Rollout) -> Result<(), RolloutError> {
@@ -562,6 +604,10 @@ pub async fn evaluate(db: &Db, policy: &Policy, id: RolloutId, now_ms: u64) -> R
                 let silent_at_ms = plan::observe(&before, progress, &device, now_ms);
                 next_look_at_ms = silent_at_ms.into_iter().chain(next_look_at_ms).min();
             }
+        }
+        let refusal = publish::store::refusal(conn, &after.target)?;
+        if let Some(refusal) = refusal.filter(|refusal| forbids(refusal, after.allow_downgrade)) {
+            plan::forbid(&mut after, &refusal.reason);
         }
         let mut actions = plan::decide(&mut after, now_ms);
         hold_unapproved(conn, &policy, &mut after, &mut actions)?;

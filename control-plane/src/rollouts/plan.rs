@@ -213,6 +213,17 @@ fn verdict(group: &Group) -> Verdict {
     }
 }
 
+/// Stops a rollout whose bundle signed metadata has come to forbid.
+pub(super) fn forbid(rollout: &mut Rollout, reason: &str) {
+    if matches!(
+        rollout.state,
+        RolloutState::Ready | RolloutState::Running | RolloutState::Paused
+    ) {
+        rollout.reason = format!("the bundle may not be installed any more: {reason}");
+        rollout.state = RolloutState::Stopping;
+    }
+}
+
 /// Moves the rollout on, and says what must happen to desired states.
 pub(super) fn decide(rollout: &mut Rollout, now_ms: u64) -> Vec<Action> {
     let mut actions = Vec::new();

@@ -8,7 +8,7 @@ use super::{DeviceProgress, Group, Rollout, group::GroupRule};
 use crate::db::{DbError, from_json, from_word, to_json, to_word};
 
 const COLUMNS: &str = "id, model, version, target, index_digest, probation_ms, silent_after_ms, selector, state, reason, \
-                       groups, created_at_ms, ended_at_ms, author, approval";
+                       groups, created_at_ms, ended_at_ms, author, approval, allow_downgrade";
 const UNDER_WAY: &str = "state NOT IN ('draft', 'finished', 'stopped')";
 
 /// A group as stored: its devices have rows of their own.
@@ -35,7 +35,7 @@ pub(super) fn next_id(conn: &Connection) -> Result<RolloutId, DbError> {
 
 pub(super) fn insert(conn: &Connection, rollout: &Rollout) -> Result<(), DbError> {
     let sql = format!(
-        "INSERT INTO rollouts ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"
+        "INSERT INTO rollouts ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)"
     );
     conn.execute(
         &sql,
@@ -55,6 +55,7 @@ pub(super) fn insert(conn: &Connection, rollout: &Rollout) -> Result<(), DbError
             rollout.ended_at_ms.map(|at| at as i64),
             rollout.author,
             to_json(&rollout.approval),
+            rollout.allow_downgrade,
         ],
     )?;
     let mut statement = conn.prepare_cached(
@@ -157,6 +158,7 @@ fn parse(row: &Row<'_>) -> Result<Rollout, DbError> {
         ended_at_ms: row.get::<_, Option<i64>>(12)?.map(|at| at as u64),
         author: row.get(13)?,
         approval: from_json(&row.get::<_, String>(14)?)?,
+        allow_downgrade: row.get(15)?,
     })
 }
 

@@ -100,6 +100,7 @@ impl World {
                 error_percent: 0,
             }],
             probation_ms: None,
+            allow_downgrade: false,
             silent_after_ms: Some(silent_after_ms),
             start: true,
         };
@@ -113,6 +114,7 @@ impl World {
             selector: Selector::default(),
             groups,
             probation_ms: Some(0),
+            allow_downgrade: false,
             silent_after_ms: Some(SILENT_AFTER_MS),
             start,
         };
@@ -407,6 +409,7 @@ async fn an_unpublished_version_cannot_be_rolled_out() {
         selector: Selector::default(),
         groups: vec![],
         probation_ms: None,
+        allow_downgrade: false,
         silent_after_ms: None,
         start: true,
     };
@@ -553,6 +556,7 @@ fn planned(devices: usize, success_percent: u8, error_percent: u8) -> Rollout {
         target: String::new(),
         index: index(),
         probation_ms: 0,
+        allow_downgrade: false,
         silent_after_ms: 0,
         selector: Selector::default(),
         state: RolloutState::Ready,
@@ -563,4 +567,63 @@ fn planned(devices: usize, success_percent: u8, error_percent: u8) -> Rollout {
         created_at_ms: 0,
         ended_at_ms: None,
     }
+}
+
+fn forbid(code: &'static str) -> impl FnOnce(&Connection) -> Result<(), DbError> {
+    move |conn| {
+        let sql = "INSERT INTO bundle_refusals VALUES ('m/2/index', ?1, 'it sees cats everywhere')";
+        conn.execute(sql, [code])?;
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_forbidden_bundle_is_not_rolled_out() {
+    let world = World::new(1).await;
+    world.db.write(forbid("blocked")).await.unwrap();
+    let error = world.try_create(&["rest"]).await.unwrap_err();
+    assert!(matches!(&error, RolloutError::Refused { .. }), "{error}");
+    assert!(error.to_string().contains("cats everywhere"), "{error}");
+}
+
+#[tokio::test]
+async fn only_a_rollout_that_says_so_goes_below_the_lowest_version() {
+    let world = World::new(1).await;
+    world.db.write(forbid("min_release")).await.unwrap();
+    assert!(matches!(
+        world.try_create(&["rest"]).await,
+        Err(RolloutError::Refused { .. })
+    ));
+    let new = NewRollout {
+        model: model(),
+        version: ModelVersion(2),
+        selector: Selector::default(),
+        groups: vec![GroupRule {
+            size: GroupSize::Rest,
+            success_percent: 100,
+            error_percent: 0,
+        }],
+        probation_ms: None,
+        allow_downgrade: true,
+        silent_after_ms: None,
+        start: true,
+    };
+    let rollout = create(&world.db, &world.policy, new, by()).await.unwrap();
+    evaluate(&world.db, &world.policy, rollout.id, NOW).await.unwrap();
+    let device = devices::get(&world.db, &"d0".parse().unwrap()).await.unwrap();
+    assert!(device.desired[0].allow_downgrade);
+}
+
+#[tokio::test]
+async fn a_rollout_whose_bundle_is_blocked_on_the_way_stops_and_takes_it_back() {
+    let world = World::new(1).await;
+    let rollout = world.create(&["rest"]).await;
+    evaluate(&world.db, &world.policy, rollout.id, NOW).await.unwrap();
+    world.db.write(forbid("blocked")).await.unwrap();
+    evaluate(&world.db, &world.policy, rollout.id, NOW).await.unwrap();
+    let after = get(&world.db, rollout.id).await.unwrap();
+    assert_eq!(after.state, RolloutState::Stopping);
+    assert!(after.reason.contains("cats everywhere"), "{}", after.reason);
+    let device = devices::get(&world.db, &"d0".parse().unwrap()).await.unwrap();
+    assert_eq!(device.desired, []);
 }

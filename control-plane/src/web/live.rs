@@ -51,6 +51,7 @@ fn words(change: &Change) -> String {
         Change::Run(run) => format!("run:{run}"),
         Change::Rollout(rollout) => format!("rollout:{rollout}"),
         Change::Telemetry => "telemetry".to_owned(),
+        Change::Metadata => "metadata".to_owned(),
         Change::Access => "access".to_owned(),
     }
 }

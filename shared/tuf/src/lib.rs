@@ -42,7 +42,8 @@ pub use file_check::FileCheck;
 pub use key::{KeyId, KeyVal, PublicKey};
 pub use limits::{Limits, MAX_JSON_DEPTH};
 pub use metadata::{
-    MetaFile, Metadata, Role, RoleKeys, Root, RootExtension, RootRoles, Snapshot, TargetFile, Targets, Timestamp,
+    Blocked, MetaFile, Metadata, Role, RoleKeys, Root, RootExtension, RootRoles, Snapshot, TargetFile, Targets,
+    TargetsExtension, Timestamp,
 };
 pub use path_pattern::PathPattern;
 pub use search::{SearchStep, TargetSearch};

@@ -337,12 +337,60 @@ pub struct Targets {
     /// Other roles that may sign for targets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delegations: Option<Delegations>,
+    /// What Skerry adds; unknown to other TUF clients. It counts in the top-level targets file only.
+    #[serde(rename = "x_skerry", default, skip_serializing_if = "Option::is_none")]
+    pub extension: Option<TargetsExtension>,
     /// Members that this crate does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
+/// The member `x_skerry` of targets metadata: what may not be installed, although it is a target.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetsExtension {
+    /// Targets that may not be used any more.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub blocked: BTreeMap<TargetName, Blocked>,
+    /// The lowest release of each product that may be installed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub min_release: BTreeMap<String, u64>,
+    /// Members that this version does not know.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// A target that may not be used any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocked {
+    /// Its SHA-256 in hexadecimal: the same content under another name is blocked too.
+    pub sha256: String,
+    /// Why, for people.
+    pub reason: String,
+    /// Members that this version does not know.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
 impl Targets {
+    /// Tells whether a target may not be used any more, by its name or by its content.
+    pub fn blocked(&self, name: &str, sha256: &[u8; 32]) -> Option<&Blocked> {
+        let blocked = &self.extension.as_ref()?.blocked;
+        let digest = hex::encode(sha256);
+        let same = |(other, entry): &(&TargetName, &Blocked)| {
+            other.as_str() == name || entry.sha256.eq_ignore_ascii_case(&digest)
+        };
+        blocked.iter().find(same).map(|(_, entry)| entry)
+    }
+
+    /// Returns the lowest release of `product` that may be installed; 0 if nothing is said.
+    pub fn min_release(&self, product: &str) -> u64 {
+        let releases = self.extension.as_ref().map(|extension| &extension.min_release);
+        releases
+            .and_then(|releases| releases.get(product))
+            .copied()
+            .unwrap_or(0)
+    }
+
     /// Returns the target called `name`.
     pub fn find(&self, name: &TargetName) -> Option<&TargetFile> {
         self.targets.get(name)

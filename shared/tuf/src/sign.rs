@@ -128,6 +128,7 @@ pub fn new_targets(version: u64, expires: UnixTime) -> Targets {
         expires,
         targets: BTreeMap::new(),
         delegations: None,
+        extension: None,
         extra: Map::new(),
     }
 }

@@ -212,6 +212,7 @@ impl Scene {
                 target: format!("{MODEL}/{version}/index"),
                 rollout: None,
                 probation_ms: 1,
+                allow_downgrade: false,
             }],
         }
     }

@@ -22,7 +22,8 @@ use crate::signing::role::KeyRole;
 pub use folder::KeysFolder;
 pub use init::init;
 pub use secret::{NewSecret, Secret};
-pub(crate) use sign::report;
+pub use sign::EditTargets;
+pub(crate) use sign::{edit_targets, report};
 
 /// Ten years: root is rotated by hand, and a fleet must not stop because nobody did.
 const ROOT_DAYS: u32 = 3650;
@@ -137,15 +138,9 @@ pub enum Command {
     },
     /// Makes the next targets metadata with the same content: for new targets keys, or before it expires.
     Renew {
-        /// The folder with root.json; targets-draft.json is written there, signed by the keys that are there.
-        #[arg(long, default_value = "keys")]
-        dir: PathBuf,
-        /// The current targets metadata, for a machine without a network; without it the control plane is asked.
-        #[arg(long)]
-        targets: Option<PathBuf>,
-        /// How the keys are opened.
+        /// How the targets metadata is changed.
         #[command(flatten)]
-        secret: Secret,
+        edit: EditTargets,
     },
     /// Adds this folder's signatures to a draft of root or targets metadata. Needs no network.
     #[command(
@@ -218,9 +213,7 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
         } => edit::rotate(&change, key.as_deref(), public_key.as_deref(), name.as_deref(), &secret),
         Command::Remove { change, key } => edit::remove(&change, &key),
         Command::Threshold { change, threshold } => edit::threshold(&change, threshold),
-        Command::Renew { dir, targets, secret } => {
-            sign::renew(&KeysFolder::new(&dir), targets.as_deref(), &secret, global)
-        }
+        Command::Renew { edit } => edit_targets(&edit, global, |_| Ok(())),
         Command::Sign { file, keys, secret } => sign::run(file, &KeysFolder::new(&keys), &secret, global.output),
         Command::Publish { dir } => publish::run(&KeysFolder::new(&dir), global),
         Command::Update { dir } => publish::update(&KeysFolder::new(&dir), global),

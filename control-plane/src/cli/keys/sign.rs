@@ -101,6 +101,13 @@ fn explain(draft: &Draft, trusted: &Root) {
                 targets.targets.len(),
                 targets.expires
             ));
+            let extension = targets.extension.clone().unwrap_or_default();
+            for (name, blocked) in &extension.blocked {
+                output::line(&format!("  blocked: {} ({})", name.as_str(), blocked.reason));
+            }
+            for (model, lowest) in &extension.min_release {
+                output::line(&format!("  lowest version of {model}: {lowest}"));
+            }
         }
     }
 }
@@ -181,20 +188,68 @@ fn as_json(draft: &Draft, signed: &[KeyId], demands: &[Demand]) -> Value {
     })
 }
 
-pub(super) fn renew(folder: &KeysFolder, targets: Option<&Path>, secret: &Secret, global: &Global) -> Done {
-    let bytes = current_targets(folder, targets, global)?;
-    let mut next = bytes;
-    next.version += 1;
+/// How targets metadata is changed: which is the current one, and who signs the next.
+#[derive(clap::Args, Debug)]
+pub struct EditTargets {
+    /// The folder with root.json; targets-draft.json is written there, signed by the keys that are there.
+    #[arg(long = "keys", default_value = "keys")]
+    dir: PathBuf,
+    /// The current targets metadata, for a machine without a network; without it the control plane is asked.
+    #[arg(long)]
+    targets: Option<PathBuf>,
+    /// How the keys are opened.
+    #[command(flatten)]
+    secret: Secret,
+}
+
+impl EditTargets {
+    /// False on a machine without a network.
+    pub(in crate::cli) fn asks_the_control_plane(&self) -> bool {
+        self.targets.is_none()
+    }
+}
+
+/// Makes the next targets metadata, or changes the draft under way.
+pub(crate) fn edit_targets(
+    edit: &EditTargets,
+    global: &Global,
+    change: impl FnOnce(&mut Targets) -> anyhow::Result<()>,
+) -> Done {
+    let folder = &KeysFolder::new(&edit.dir);
+    let current = current_targets(folder, edit.targets.as_deref(), global)?;
+    let mut next = match targets_draft(folder)? {
+        Some(draft) if draft.version == current.version + 1 => draft,
+        _ => Targets {
+            version: current.version + 1,
+            ..current
+        },
+    };
+    change(&mut next)?;
     next.expires = now()?.plus_days(TARGETS_DAYS);
     let unsigned = sign_metadata(&next, []).context("cannot encode the targets metadata")?;
     let path = folder.targets_draft_path();
     replace(&path, &unsigned)?;
-    output::note(&format!("{} is targets version {}", path.display(), next.version));
-    run(Some(path), folder, secret, global.output)
+    output::note(&format!(
+        "{} is targets version {}; when enough have signed it: skerry keys publish --dir {}",
+        path.display(),
+        next.version,
+        folder.dir().display()
+    ));
+    run(Some(path), folder, &edit.secret, global.output)
+}
+
+fn targets_draft(folder: &KeysFolder) -> anyhow::Result<Option<Targets>> {
+    let path = folder.targets_draft_path();
+    let Some(bytes) = folder.draft(&path)? else {
+        return Ok(None);
+    };
+    let draft = Signed::<Targets>::parse(&bytes, &Limits::default());
+    let draft = draft.with_context(|| format!("{} is unusable: remove it to begin again", path.display()))?;
+    Ok(Some(draft.unverified().clone()))
 }
 
 /// The current targets metadata, checked by the trusted root.
-pub(super) fn current_targets(folder: &KeysFolder, file: Option<&Path>, global: &Global) -> anyhow::Result<Targets> {
+fn current_targets(folder: &KeysFolder, file: Option<&Path>, global: &Global) -> anyhow::Result<Targets> {
     let bytes = match file {
         Some(path) => fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
         None => global.client().get_bytes("/api/v1/tuf/targets.json")?,

@@ -99,6 +99,7 @@ async fn who_made_the_token_that_made_the_rollout_is_its_author() {
             error_percent: 0,
         }],
         probation_ms: None,
+        allow_downgrade: false,
         silent_after_ms: None,
         start: true,
     };
