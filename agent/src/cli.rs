@@ -12,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     agent,
     disk::Disk,
-    doctor, enroll, log,
+    doctor,
+    enroll::{self, Credential},
+    log,
     proof::{self, Proof},
 };
 
@@ -26,20 +28,40 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Makes this device known to a control plane, with a one-time token from `skerry device token`.
+    /// Makes this device known to a control plane: with a one-time token, or by its key.
+    #[command(
+        after_help = "With a token from `skerry device token`:\n  SKERRY_ENROLL_TOKEN=TOKEN skerry-agent enroll --server URL\n\
+                      Without one, by what `skerry device trust` shows:\n  skerry-agent enroll --server URL --trust TRUST\n\
+                      A key on the factory's list enrols at once; any other waits for `skerry device approve`. Waiting may be\n\
+                      broken off and taken up again."
+    )]
     Enroll {
         /// The control plane's address, for example https://192.0.2.1:8080.
         #[arg(long)]
         server: String,
         /// The token, whole.
-        #[arg(long, env = "SKERRY_ENROLL_TOKEN", hide_env_values = true)]
-        token: String,
+        #[arg(
+            long,
+            env = "SKERRY_ENROLL_TOKEN",
+            hide_env_values = true,
+            required_unless_present = "trust"
+        )]
+        token: Option<String>,
+        /// What to trust, from `skerry device trust`, for a device without a token.
+        #[arg(long, conflicts_with = "token")]
+        trust: Option<String>,
         /// Where identity, trusted metadata and bundles live.
         #[arg(long, default_value = "/var/lib/skerry")]
         state_dir: PathBuf,
         /// The device's id; without it the control plane chooses one.
         #[arg(long)]
         device_id: Option<DeviceId>,
+    },
+    /// Shows the fingerprint of this device's key, and makes the key if there is none: for a factory's list.
+    Fingerprint {
+        /// Where identity, trusted metadata and bundles live.
+        #[arg(long, default_value = "/var/lib/skerry")]
+        state_dir: PathBuf,
     },
     /// Runs the agent until it is told to stop.
     Run {
@@ -118,9 +140,22 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Enroll {
             server,
             token,
+            trust,
             state_dir,
             device_id,
-        } => enroll::enroll(&state_dir, &server, &token, device_id).map(|device| say(&format!("enrolled as {device}"))),
+        } => {
+            let credential = match (token, trust) {
+                (Some(token), _) => Credential::Token(token),
+                (None, trust) => Credential::Key {
+                    trust: trust.unwrap_or_default(),
+                },
+            };
+            enroll::enroll(&state_dir, &server, &credential, device_id, note)
+                .map(|device| say(&format!("enrolled as {device}")))
+        }
+        Command::Fingerprint { state_dir } => {
+            enroll::fingerprint(&state_dir).map(|fingerprint| say(&fingerprint.to_hex()))
+        }
         Command::Run {
             state_dir,
             listen,
@@ -185,6 +220,12 @@ fn interval(text: &str) -> Result<Duration, BadInterval> {
     } else {
         Ok(interval)
     }
+}
+
+/// Beside the result: on stderr, so that what reads stdout is not disturbed.
+fn note(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 fn say(text: &str) {

@@ -3,7 +3,7 @@
 //! Invariant: the root metadata and the certificate authority that are stored are those whose digests the token carries, and
 //! the token is shown to nobody else.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, bail};
 use rustls::pki_types::CertificateDer;
@@ -104,6 +104,20 @@ impl Identity {
     }
 }
 
+/// Seconds; whatever the control plane says.
+const RETRY_MAX_SECONDS: u64 = 300;
+
+/// What the control plane says to a device that wants to enrol.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum EnrollAnswer {
+    Enrolled(Box<Answer>),
+    Pending {
+        fingerprint: String,
+        retry_after_seconds: u64,
+    },
+}
+
 #[derive(Deserialize)]
 struct Answer {
     device_id: DeviceId,
@@ -154,28 +168,54 @@ impl Server {
     }
 }
 
-/// The digests in a token: of the root metadata, and of the authority's certificate.
-fn pins(token: &str) -> anyhow::Result<(Digest, Digest)> {
-    let mut parts = token.split('.').skip(1).map(Digest::from_hex);
-    match (parts.next(), parts.next(), parts.next()) {
-        (Some(Ok(root)), Some(Ok(authority)), None) => Ok((root, authority)),
-        _ => bail!("the enrolment token is malformed: copy it whole, with the two parts after the dots"),
+/// What a device shows when it enrols, and what it trusts before that.
+pub(crate) enum Credential {
+    /// A one-time token, which carries both digests.
+    Token(String),
+    /// The two digests, `ROOT.AUTHORITY`; the device's key speaks for itself.
+    Key {
+        /// No secret.
+        trust: String,
+    },
+}
+
+impl Credential {
+    /// The digests of the root metadata and of the authority's certificate.
+    fn pins(&self) -> anyhow::Result<(Digest, Digest)> {
+        let (digests, what) = match self {
+            Credential::Token(token) => (token.split_once('.').map(|(_, rest)| rest), "the enrolment token"),
+            Credential::Key { trust } => (Some(trust.as_str()), "what to trust"),
+        };
+        let mut parts = digests.unwrap_or_default().split('.').map(Digest::from_hex);
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(Ok(root)), Some(Ok(authority)), None) => Ok((root, authority)),
+            _ => bail!("{what} is malformed: copy it whole, with its two digests"),
+        }
     }
 }
 
-/// Enrols this device and leaves its identity in `state_dir`.
+/// The fingerprint of this device's key, which is made if there is none.
+pub(crate) fn fingerprint(state_dir: &Path) -> anyhow::Result<Digest> {
+    let disk = Disk::real();
+    disk.make_folder(state_dir)?;
+    Ok(DeviceKey::make(&disk, state_dir)?.fingerprint())
+}
+
+/// Enrols this device and leaves its identity in `state_dir`. Without a token it waits until an operator has approved its key;
+/// `say` tells whoever looks.
 pub(crate) fn enroll(
     state_dir: &Path,
     server: &str,
-    token: &str,
+    credential: &Credential,
     device: Option<DeviceId>,
+    say: impl Fn(&str),
 ) -> anyhow::Result<DeviceId> {
     let disk = Disk::real();
     disk.make_folder(&state_dir.join("trust"))?;
     if disk.read(&state_dir.join(IDENTITY))?.is_some() {
         bail!("this device is enrolled already; another state folder, or an empty one, makes another device");
     }
-    let (root_pin, authority_pin) = pins(token)?;
+    let (root_pin, authority_pin) = credential.pins()?;
     let server = Server::parse(server)?;
     // The same key if an earlier try broke off.
     let key = DeviceKey::make(&disk, state_dir)?;
@@ -188,14 +228,16 @@ pub(crate) fn enroll(
     if Digest::of(&root) != root_pin {
         bail!("the control plane's root metadata is not the one that the token names: do not trust this server");
     }
-    let body = json!({
-        "token": token,
+    let mut body = json!({
         "device_id": device,
         "request": key.request()?,
         "platform": skerry_inference::host_platform(),
         "agent_version": env!("CARGO_PKG_VERSION"),
     });
-    let answer: Answer = post(&http, &format!("{}/api/v1/enroll", server.url), &body)?;
+    if let Credential::Token(token) = credential {
+        body["token"] = json!(token);
+    }
+    let answer = ask(&http, &server.url, &body, say)?;
     disk.write(&state_dir.join("trust/root.json"), &root, Access::Everybody)?;
     tls::write_first(&disk, state_dir, &key, &answer.certificate.chain)?;
     let mqtt = Broker::at(answer.mqtt, &server.url)?;
@@ -209,6 +251,30 @@ pub(crate) fn enroll(
     // Last: with it the device is enrolled.
     identity.write(&disk, state_dir)?;
     Ok(identity.device_id)
+}
+
+/// Asks until the answer is yes or no. Whoever stops waiting may ask again later, with the same key.
+fn ask(http: &ureq::Agent, server: &str, body: &Value, say: impl Fn(&str)) -> anyhow::Result<Answer> {
+    let mut waits = false;
+    loop {
+        match post(http, &format!("{server}/api/v1/enroll"), body)? {
+            EnrollAnswer::Enrolled(answer) => return Ok(*answer),
+            EnrollAnswer::Pending {
+                fingerprint,
+                retry_after_seconds,
+            } => {
+                if !waits {
+                    say(&format!(
+                        "this device waits to be approved. Its key has the fingerprint\n  {fingerprint}\n\
+                         Where the control plane is: skerry device approve {}",
+                        fingerprint.get(..12).unwrap_or(&fingerprint)
+                    ));
+                    waits = true;
+                }
+                std::thread::sleep(Duration::from_secs(retry_after_seconds.clamp(1, RETRY_MAX_SECONDS)));
+            }
+        }
+    }
 }
 
 fn pem(certificate: &CertificateDer<'_>) -> String {
@@ -271,7 +337,10 @@ mod tests {
     fn a_token_has_two_digests() {
         let (root, authority) = (Digest::of(b"root"), Digest::of(b"authority"));
         let token = format!("skt_secret.{}.{}", root.to_hex(), authority.to_hex());
+        let pins = |token: &str| Credential::Token(token.to_owned()).pins();
         assert_eq!(pins(&token).unwrap(), (root, authority));
+        let trust = format!("{}.{}", root.to_hex(), authority.to_hex());
+        assert_eq!(Credential::Key { trust }.pins().unwrap(), (root, authority));
         let old = format!("skt_secret.{}", root.to_hex());
         for bad in ["", "skt_secret", &old, &format!("{token}.x"), &format!("{token}0")] {
             assert!(pins(bad).is_err(), "{bad}");

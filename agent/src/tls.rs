@@ -150,6 +150,12 @@ impl DeviceKey {
         Ok(DeviceKey(key))
     }
 
+    /// The SHA-256 of the public key (SubjectPublicKeyInfo): what a person compares.
+    pub(crate) fn fingerprint(&self) -> Digest {
+        use rcgen::PublicKeyData;
+        Digest::of(&self.0.subject_public_key_info())
+    }
+
     /// A request for a certificate (PKCS #10, PEM), signed by the key. It asks for no name: the control plane gives one.
     pub(crate) fn request(&self) -> anyhow::Result<String> {
         let mut params = CertificateParams::default();

@@ -89,6 +89,10 @@ pub(crate) const CORE_MIGRATIONS: &[Migration] = &[
         number: 13,
         sql: include_str!("../migrations/core/013_approval.sql"),
     },
+    Migration {
+        number: 16,
+        sql: include_str!("../migrations/core/016_device_keys.sql"),
+    },
 ];
 
 /// How often what was added to the audit log is signed: what a thief of the machine can cut off without a trace.
@@ -121,6 +125,8 @@ pub enum Change {
     Run(RunId),
     /// A user or an API token: what has signed in must be looked at again.
     Access,
+    /// A key that may enrol without a token, or asks to.
+    DeviceKeys,
 }
 
 /// Tells whoever listens that something moved. A slow listener misses changes and must look again.
@@ -512,7 +518,14 @@ async fn relevant_change(changes: &mut broadcast::Receiver<Change>) {
         match changes.recv().await {
             Ok(Change::Device(_) | Change::Rollout(_) | Change::Metadata)
             | Err(broadcast::error::RecvError::Lagged(_)) => return,
-            Ok(Change::Model(_) | Change::Bundle(..) | Change::Run(_) | Change::Telemetry | Change::Access) => {}
+            Ok(
+                Change::Model(_)
+                | Change::Bundle(..)
+                | Change::Run(_)
+                | Change::Telemetry
+                | Change::Access
+                | Change::DeviceKeys,
+            ) => {}
             // The sender lives in the app, which this task holds.
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }

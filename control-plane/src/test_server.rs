@@ -23,7 +23,7 @@ use crate::{
     cli::{client::Client, keys, trust::Trust},
     config::{Config, Mqtt},
     db::DbError,
-    devices::{self, Enrolment},
+    devices::{self, Credential, Enrolment},
 };
 
 /// More than any body in these tests that should pass.
@@ -169,7 +169,7 @@ impl TestServer {
             .await
             .unwrap();
         let enrolment = Enrolment {
-            secret,
+            credential: Credential::Token(secret),
             device: id.parse().unwrap(),
             public_key: String::new(),
             platform: "aarch64-unknown-linux-gnu".parse().unwrap(),

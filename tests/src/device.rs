@@ -50,6 +50,12 @@ impl Device {
         if !output.status.success() {
             bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
         }
+        Device::enrolled(program, &state_dir, id)
+    }
+
+    /// A device whose state folder has an identity already.
+    pub fn enrolled(program: &Path, state_dir: &Path, id: &str) -> Result<Device> {
+        let state_dir = state_dir.to_owned();
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(Duration::from_secs(30)));

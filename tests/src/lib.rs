@@ -13,3 +13,4 @@ pub mod process;
 
 pub use device::Device;
 pub use fleet::{Fleet, FleetConfig};
+pub use process::Process;

@@ -18,6 +18,8 @@ const TABLE: &[(&str, Role, Role)] = &[
     // The fleet.
     ("devices", Viewer, Operator),
     ("device-tokens", Operator, Operator),
+    ("device-keys", Viewer, Operator),
+    ("device-trust", Viewer, Admin),
     ("rollouts", Viewer, Operator),
     ("telemetry", Viewer, Admin),
     ("events", Viewer, Admin),

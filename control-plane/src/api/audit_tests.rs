@@ -108,6 +108,7 @@ async fn every_call_that_changes_something_leaves_an_entry() {
     };
     models(&mut walk).await;
     devices_and_rollouts(&mut walk).await;
+    device_keys(&mut walk).await;
     runs(&mut walk).await;
     users_and_tokens(&mut walk).await;
 
@@ -210,6 +211,20 @@ async fn devices_and_rollouts(walk: &mut Walk) {
     let approve = ("POST", "/rollouts/2/approve");
     walk.call("approve_rollout", approve, "", "rollout.approve").await;
     walk.token = admin;
+}
+
+async fn device_keys(walk: &mut Walk) {
+    let fingerprint = "a".repeat(64);
+    let body = json!({"keys": [{"fingerprint": fingerprint}]}).to_string();
+    walk.call("list_factory_keys", ("POST", "/device-keys"), body, "device_key.list")
+        .await;
+    let path = format!("/device-keys/{fingerprint}");
+    let reject = format!("{path}/reject");
+    walk.call("reject_device_key", ("POST", &reject), "", "device_key.reject")
+        .await;
+    let approve = format!("{path}/approve");
+    walk.call("approve_device_key", ("POST", &approve), "{}", "device_key.approve")
+        .await;
 }
 
 async fn runs(walk: &mut Walk) {

@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use axum::{Extension, Json, extract::State, http::StatusCode};
+use axum::{
+    Extension, Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
 use base64::{
     Engine,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
@@ -29,7 +34,10 @@ use crate::{
         certificate::{ClientCertificate, ClientIdentity},
     },
     config::{BrokerAccess, Mqtt},
-    devices::{self, Device, Enrolment, Selector},
+    devices::{
+        self, Credential, Device, Enrolment, Selector,
+        keys::{self, Admitted, Asked},
+    },
     https::PeerCertificate,
     openapi,
 };
@@ -203,8 +211,8 @@ async fn create_token(
 #[derive(Deserialize, ToSchema)]
 #[schema(as = Enrolment)]
 struct EnrollBody {
-    /// The enrolment token, `skt_…`.
-    token: String,
+    /// The enrolment token, `skt_…`. Without one the device's key must be on the factory's list, or an operator must approve it.
+    token: Option<String>,
     /// The id it asks for; without one it is given one.
     #[schema(value_type = Option<String>)]
     device_id: Option<DeviceId>,
@@ -298,31 +306,83 @@ fn issue(app: &App, request: &Request, device: &DeviceId, now_ms: u64) -> Result
     })
 }
 
-/// Enrols a device with a one-time token
+/// A device that an operator must approve first.
+#[derive(Serialize, ToSchema)]
+struct EnrolmentPending {
+    /// The SHA-256 of its public key, in hex: what the operator compares.
+    fingerprint: String,
+    /// When to ask again, at the earliest.
+    retry_after_seconds: u64,
+}
+
+/// How an enrolment ends that is no error.
+enum EnrollAnswer {
+    Enrolled(Box<Enrolled>),
+    Pending(EnrolmentPending),
+}
+
+impl IntoResponse for EnrollAnswer {
+    fn into_response(self) -> Response {
+        match self {
+            EnrollAnswer::Enrolled(enrolled) => (StatusCode::CREATED, Json(enrolled)).into_response(),
+            EnrollAnswer::Pending(pending) => (StatusCode::ACCEPTED, Json(pending)).into_response(),
+        }
+    }
+}
+
+/// A person looks at it: there is no hurry, and a fleet that waits must not be a load.
+const ASK_AGAIN_SECONDS: u64 = 5;
+
+/// Enrols a device
+///
+/// With a one-time token, or by its key alone: one on the factory's list enrols at once, any other waits until an operator has
+/// approved it, and asks again.
 #[utoipa::path(post, path = "/enroll", operation_id = "enroll", tag = "devices",
     request_body = EnrollBody,
     responses(
         (status = 201, description = "Enrolled", body = Enrolled),
-        (status = 403, description = "The token is not known, used or expired"),
+        (status = 202, description = "An operator must approve the key; ask again", body = EnrolmentPending),
+        (status = 403, description = "The token is not known, used or expired, or the key was rejected"),
         (status = 409, description = "Another device has this id"),
         (status = 422, description = "The request, the id or the version is refused"),
     ))]
-async fn enroll(
-    State(app): State<Arc<App>>,
-    JsonBody(body): JsonBody<EnrollBody>,
-) -> Result<(StatusCode, Json<Enrolled>), Problem> {
-    let secret = body.token.strip_prefix("skt_").and_then(|token| token.split_once('.'));
-    let secret = secret.and_then(|(secret, _)| URL_SAFE_NO_PAD.decode(secret).ok());
-    let secret = secret.ok_or_else(|| Problem::bad_request("the enrolment token is malformed"))?;
+async fn enroll(State(app): State<Arc<App>>, JsonBody(body): JsonBody<EnrollBody>) -> Result<EnrollAnswer, Problem> {
     if body.agent_version.len() > 64 {
         return Err(Problem::refused("agent_version must have at most 64 bytes"));
     }
     let request = parse_request(&body.request)?;
     let public_key = request.public_key_hex();
+    let (credential, given) = match &body.token {
+        Some(token) => {
+            let secret = token.strip_prefix("skt_").and_then(|token| token.split_once('.'));
+            let secret = secret.and_then(|(secret, _)| URL_SAFE_NO_PAD.decode(secret).ok());
+            let secret = secret.ok_or_else(|| Problem::bad_request("the enrolment token is malformed"))?;
+            (Credential::Token(secret), None)
+        }
+        None => {
+            let fingerprint = request.fingerprint();
+            let asked = Asked {
+                device: body.device_id.clone(),
+                platform: Some(body.platform.clone()),
+                agent_version: body.agent_version.clone(),
+            };
+            match keys::admit(&app.core, fingerprint, asked, now_ms()).await? {
+                Admitted::Yes(device) => (Credential::Key(fingerprint), device),
+                Admitted::Pending => {
+                    tracing::info!(fingerprint = %fingerprint.to_hex(), "a device waits to be approved");
+                    app.changes.send(Change::DeviceKeys);
+                    return Ok(EnrollAnswer::Pending(EnrolmentPending {
+                        fingerprint: fingerprint.to_hex(),
+                        retry_after_seconds: ASK_AGAIN_SECONDS,
+                    }));
+                }
+            }
+        }
+    };
     let random = |error: anyhow::Error| Problem::internal(std::io::Error::other(error.to_string()));
-    let device = match body.device_id {
+    let device = match given.or(body.device_id) {
         Some(device) => device,
-        None => match devices::enrolled_with(&app.core, &secret, &public_key).await? {
+        None => match devices::enrolled_with(&app.core, &credential, &public_key).await? {
             Some(device) => device,
             None => format!("dev-{}", random_hex::<4>().map_err(random)?)
                 .parse()
@@ -335,7 +395,7 @@ async fn enroll(
     let now_ms = now_ms();
     let certificate = issue(&app, &request, &device, now_ms)?;
     let enrolment = Enrolment {
-        secret,
+        credential,
         device,
         public_key,
         platform: body.platform,
@@ -351,7 +411,7 @@ async fn enroll(
         mqtt: MqttAccess::of(&app)?,
         root: STANDARD.encode(app.keys.current().root_bytes()),
     };
-    Ok((StatusCode::CREATED, Json(answer)))
+    Ok(EnrollAnswer::Enrolled(Box::new(answer)))
 }
 
 /// A device that renews its certificate.
@@ -459,6 +519,8 @@ pub(super) struct DeviceView {
     certificate_not_after_ms: Option<u64>,
     /// When it was revoked; `null` while it has access.
     revoked_at_ms: Option<u64>,
+    /// When two agents with its identity were last seen to take turns: a copied disk, or a stolen key; `null` if never.
+    duplicate_seen_at_ms: Option<u64>,
     /// The server's time of its last message.
     last_seen_at_ms: Option<u64>,
     /// The generation of its desired state.
@@ -519,6 +581,7 @@ impl From<Device> for DeviceView {
             enrolled_at_ms: device.enrolled_at_ms,
             certificate_not_after_ms: device.certificate_not_after_ms,
             revoked_at_ms: device.revoked_at_ms,
+            duplicate_seen_at_ms: device.duplicate_seen_at_ms,
             last_seen_at_ms: device.last_seen_at_ms,
             generation: device.generation,
             desired: device.desired.into_iter().map(AssignmentView::from).collect(),

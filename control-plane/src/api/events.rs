@@ -58,6 +58,8 @@ enum Moved {
     Metadata,
     /// A user or an API token.
     Access,
+    /// A key that may enrol without a token, or asks to.
+    DeviceKeys,
 }
 
 impl From<Result<Change, BroadcastStreamRecvError>> for Moved {
@@ -71,6 +73,7 @@ impl From<Result<Change, BroadcastStreamRecvError>> for Moved {
             Ok(Change::Telemetry) => Moved::Telemetry,
             Ok(Change::Metadata) => Moved::Metadata,
             Ok(Change::Access) => Moved::Access,
+            Ok(Change::DeviceKeys) => Moved::DeviceKeys,
             Err(BroadcastStreamRecvError::Lagged(_)) => Moved::Everything,
         }
     }

@@ -8,6 +8,7 @@ mod audit;
 mod audit_tests;
 pub(crate) mod auth;
 mod bundles;
+mod device_keys;
 mod devices;
 mod document;
 mod events;
@@ -59,6 +60,7 @@ fn documented(app: &Arc<App>) -> OpenApiRouter<Arc<App>> {
     let upload_limit = app.config.body_limit_bytes;
     let mut protected = OpenApiRouter::default()
         .merge(devices::routes())
+        .merge(device_keys::routes())
         .merge(models::routes(upload_limit))
         .merge(bundles::routes(upload_limit))
         .merge(metadata::routes())

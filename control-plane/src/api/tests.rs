@@ -740,3 +740,128 @@ async fn another_token_or_key_does_not_take_a_device_over() {
         assert_eq!(enroll(taken).await, StatusCode::CONFLICT);
     }
 }
+
+/// What a device without a token says when it enrols.
+fn keyed(device: Option<&str>, request: &str) -> String {
+    let mut body: Value = serde_json::from_str(&enrolment("", device, request)).unwrap();
+    body["token"] = Value::Null;
+    body.to_string()
+}
+
+fn fingerprint_of(request: &str) -> String {
+    use rustls::pki_types::{CertificateSigningRequestDer, pem::PemObject};
+    let der = CertificateSigningRequestDer::from_pem_slice(request.as_bytes()).unwrap();
+    crate::ca::Request::parse(&der).unwrap().fingerprint().to_hex()
+}
+
+#[tokio::test]
+async fn a_device_waits_until_an_operator_has_approved_its_key() {
+    let server = TestServer::start().await;
+    let [own, other] = requests();
+    let enroll = async |request: &str| {
+        server
+            .api("POST", "/api/v1/enroll", keyed(Some("kitchen-1"), request))
+            .await
+    };
+    for _ in 0..2 {
+        let waits = enroll(&own).await;
+        assert_eq!(waits.status, StatusCode::ACCEPTED, "{}", waits.body);
+        assert_eq!(waits.json()["fingerprint"], fingerprint_of(&own));
+    }
+    let pending = server.api("GET", "/api/v1/device-keys?state=pending", "").await.json();
+    assert_eq!(pending["keys"].as_array().unwrap().len(), 1);
+    assert_eq!(pending["keys"][0]["asked"]["device"], "kitchen-1");
+    assert!(
+        server.api("GET", "/api/v1/devices", "").await.json()["devices"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+    );
+
+    let path = format!("/api/v1/device-keys/{}/approve", fingerprint_of(&own));
+    let body = json!({"device_id": "kitchen-7", "labels": {"site": "north"}}).to_string();
+    assert_eq!(server.api("POST", &path, body).await.status, StatusCode::OK);
+    let enrolled = enroll(&own).await;
+    assert_eq!(enrolled.status, StatusCode::CREATED, "{}", enrolled.body);
+    assert_eq!(enrolled.json()["device_id"], "kitchen-7", "the operator's word counts");
+    // The answer may have been lost.
+    assert_eq!(enroll(&own).await.status, StatusCode::CREATED);
+    let device = server.api("GET", "/api/v1/devices/kitchen-7", "").await.json();
+    assert_eq!(device["labels"], json!({"site": "north"}));
+
+    // Another key is another device, whatever it calls itself.
+    assert_eq!(enroll(&other).await.status, StatusCode::ACCEPTED);
+    let path = format!("/api/v1/device-keys/{}", fingerprint_of(&other));
+    let taken = json!({"device_id": "kitchen-7"}).to_string();
+    let approve = server.api("POST", &format!("{path}/approve"), taken).await;
+    assert_eq!(approve.status, StatusCode::CONFLICT);
+    assert_eq!(
+        server.api("POST", &format!("{path}/reject"), "{}").await.status,
+        StatusCode::OK
+    );
+    assert_problem(&enroll(&other).await, 403, "key-rejected");
+    let nobody = format!("/api/v1/device-keys/{}/approve", "0".repeat(64));
+    assert_problem(&server.api("POST", &nobody, "{}").await, 404, "not-found");
+}
+
+#[tokio::test]
+async fn a_key_on_the_factorys_list_enrols_at_once_and_only_for_one_device() {
+    let server = TestServer::start().await;
+    let [own, _] = requests();
+    let list =
+        |fingerprint: &str| json!({"keys": [{"fingerprint": fingerprint, "labels": {"batch": "7"}}]}).to_string();
+    assert_eq!(
+        server.api("POST", "/api/v1/device-keys", list("abc")).await.status,
+        StatusCode::UNPROCESSABLE_ENTITY
+    );
+    let listed = server
+        .api("POST", "/api/v1/device-keys", list(&fingerprint_of(&own)))
+        .await;
+    assert_eq!(listed.status, StatusCode::CREATED, "{}", listed.body);
+    let enroll = async |device| server.api("POST", "/api/v1/enroll", keyed(device, &own)).await;
+    let first = enroll(None).await;
+    assert_eq!(first.status, StatusCode::CREATED, "{}", first.body);
+    let id = first.json()["device_id"].as_str().unwrap().to_owned();
+    assert_eq!(enroll(None).await.json()["device_id"], id.as_str());
+    assert_eq!(enroll(Some("another")).await.status, StatusCode::CONFLICT);
+    let device = server.api("GET", &format!("/api/v1/devices/{id}"), "").await.json();
+    assert_eq!(device["labels"], json!({"batch": "7"}));
+    // Whoever was revoked does not come back by the list, under no name.
+    let revoked = server.api("POST", &format!("/api/v1/devices/{id}/revoke"), "").await;
+    assert_eq!(revoked.status, StatusCode::OK);
+    for name in [None, Some(id.as_str()), Some("another")] {
+        assert_problem(&enroll(name).await, 403, "device-revoked");
+    }
+}
+
+#[tokio::test]
+async fn attack_a_flood_of_unknown_keys_fills_no_more_than_its_place() {
+    let server = TestServer::start().await;
+    let core = server.server.app().core.clone();
+    let now = now_ms();
+    for n in 0..500_u32 {
+        let fingerprint = skerry_shared::digest::Digest::of(&n.to_le_bytes());
+        devices::keys::admit(&core, fingerprint, Default::default(), now)
+            .await
+            .unwrap();
+    }
+    let [own, _] = requests();
+    let refused = server.api("POST", "/api/v1/enroll", keyed(None, &own)).await;
+    assert_problem(&refused, 503, "too-many-pending");
+    // A token still opens the door, and so does the list.
+    let token = device_token(&server, 1).await;
+    let by_token = server
+        .api("POST", "/api/v1/enroll", enrolment(&token, None, &own))
+        .await;
+    assert_eq!(by_token.status, StatusCode::CREATED, "{}", by_token.body);
+    // A day later nobody remembers them.
+    let a_day_later = now + 25 * 3600 * 1000;
+    let admitted = devices::keys::admit(
+        &core,
+        skerry_shared::digest::Digest::of(b"late"),
+        Default::default(),
+        a_day_later,
+    );
+    assert_eq!(admitted.await.unwrap(), devices::keys::Admitted::Pending);
+    assert_eq!(devices::keys::known(&core, None, a_day_later).await.unwrap().len(), 1);
+}

@@ -132,6 +132,11 @@ impl Request {
     pub fn public_key_hex(&self) -> String {
         hex::encode(&self.spki)
     }
+
+    /// The digest of the key: what a person compares, and what a factory's list has.
+    pub fn fingerprint(&self) -> Digest {
+        Digest::of(&self.spki)
+    }
 }
 
 /// The fleet's certificate authority.

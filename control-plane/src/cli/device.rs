@@ -9,6 +9,7 @@ use skerry_shared::id::DeviceId;
 use super::{
     Done, Global, Output,
     client::encode,
+    device_keys,
     output::{self, ago, pairs, text},
     parse::{Pair, duration, object},
 };
@@ -18,7 +19,8 @@ use super::{
 pub(super) enum Command {
     /// Makes an enrolment token; it is shown once.
     #[command(
-        after_help = "On the device:\n  SKERRY_ENROLL_TOKEN=TOKEN skerry-agent enroll --server URL\n  skerry-agent run"
+        after_help = "On the device:\n  SKERRY_ENROLL_TOKEN=TOKEN skerry-agent enroll --server URL\n  skerry-agent run\n\n\
+                      Without a token a device enrols by its key: see `skerry device trust`."
     )]
     Token {
         /// How long it can be used.
@@ -30,6 +32,45 @@ pub(super) enum Command {
         /// A label for the devices that use it, for example site=north; repeatable.
         #[arg(long = "label", value_name = "KEY=VALUE")]
         labels: Vec<Pair>,
+    },
+    /// Shows what a device must know to trust this control plane; it is no secret.
+    #[command(
+        after_help = "A device that has it and no token asks with its key alone:\n  skerry-agent enroll --server URL --trust TRUST\n\
+                      It enrols at once if its key is on the factory's list (`skerry device keys add`), and otherwise waits for\n\
+                      `skerry device approve`."
+    )]
+    Trust,
+    /// Lists the keys that may enrol without a token, and those that ask to.
+    Keys {
+        /// Only keys in this state.
+        #[arg(long, value_parser = ["listed", "pending", "approved", "rejected"])]
+        state: Option<String>,
+    },
+    /// Puts a factory's list of key fingerprints into the registry.
+    #[command(
+        after_help = "A line of the file is FINGERPRINT [DEVICE_ID [KEY=VALUE]...]; empty lines and lines that begin with # are\n\
+                      passed over. `skerry-agent fingerprint` shows a device's fingerprint and makes its key if it has none.\n\
+                      All keys of a file are taken, or none."
+    )]
+    AddKeys {
+        /// The file; - is the standard input.
+        file: std::path::PathBuf,
+    },
+    /// Lets a device enrol that waits. Compare the fingerprint with the one that the device itself shows.
+    Approve {
+        /// Its fingerprint, or the beginning of it if no other waits that begins so.
+        fingerprint: String,
+        /// The id it gets; without it, the one it asks for.
+        #[arg(long)]
+        device_id: Option<DeviceId>,
+        /// A label it gets, for example site=north; repeatable.
+        #[arg(long = "label", value_name = "KEY=VALUE")]
+        labels: Vec<Pair>,
+    },
+    /// Refuses a device that waits.
+    Reject {
+        /// Its fingerprint, or the beginning of it if no other waits that begins so.
+        fingerprint: String,
     },
     /// Lists devices.
     List {
@@ -80,6 +121,58 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
                 }
             }
         }
+        Command::Trust => {
+            let trust = client.get("/api/v1/device-trust")?;
+            match global.output {
+                Output::Json => output::json(&trust),
+                Output::Table => {
+                    output::line(&text(&trust, "trust"));
+                    output::note("On the device:");
+                    let (server, trust) = (client.server(), text(&trust, "trust"));
+                    output::note(&format!("  skerry-agent enroll --server {server} --trust {trust}"));
+                }
+            }
+        }
+        Command::Keys { state } => {
+            let query = state.map(|state| format!("?state={state}")).unwrap_or_default();
+            let answer = client.get(&format!("/api/v1/device-keys{query}"))?;
+            match global.output {
+                Output::Json => output::json(&answer),
+                Output::Table => output::table(
+                    ["fingerprint", "state", "device", "asks as", "platform", "since"],
+                    super::client::list(answer, "keys").iter().map(key_row),
+                ),
+            }
+        }
+        Command::AddKeys { file } => {
+            let keys = device_keys::read_list(&file)?;
+            let answer = client.post("/api/v1/device-keys", &json!({"keys": keys}))?;
+            match global.output {
+                Output::Json => output::json(&answer),
+                Output::Table => output::line(&format!("{} key(s) may enrol", answer["listed"])),
+            }
+        }
+        Command::Approve {
+            fingerprint,
+            device_id,
+            labels,
+        } => {
+            let fingerprint = device_keys::whole(&client, &fingerprint)?;
+            let body = json!({"device_id": device_id, "labels": object(&labels)});
+            let key = client.post(&format!("/api/v1/device-keys/{fingerprint}/approve"), &body)?;
+            match global.output {
+                Output::Json => output::json(&key),
+                Output::Table => output::line(&format!("{fingerprint} may enrol")),
+            }
+        }
+        Command::Reject { fingerprint } => {
+            let fingerprint = device_keys::whole(&client, &fingerprint)?;
+            let key = client.post(&format!("/api/v1/device-keys/{fingerprint}/reject"), &json!({}))?;
+            match global.output {
+                Output::Json => output::json(&key),
+                Output::Table => output::line(&format!("{fingerprint} is refused from now on")),
+            }
+        }
         Command::List { selector } => {
             let answer = client.get(&format!("/api/v1/devices?selector={}", encode(&selector)))?;
             match global.output {
@@ -127,9 +220,21 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
     Ok(ExitCode::SUCCESS)
 }
 
+fn key_row(key: &Value) -> [String; 6] {
+    [
+        text(key, "fingerprint"),
+        text(key, "state"),
+        text(key, "device_id"),
+        text(&key["asked"], "device"),
+        text(&key["asked"], "platform"),
+        ago(key["created_at_ms"].as_u64()),
+    ]
+}
+
 fn row(device: &Value) -> [String; 6] {
     let link = match (&device["revoked_at_ms"], &device["connected"]) {
         (Value::Number(_), _) => "revoked",
+        _ if device["duplicate_seen_at_ms"].is_number() => "two of one identity",
         (_, Value::Bool(true)) => "connected",
         _ => "offline",
     };
@@ -168,6 +273,13 @@ fn show(device: &Value) {
             match device["certificate_not_after_ms"].as_u64() {
                 Some(at_ms) => skerry_tuf::UnixTime::from_millis(at_ms as i64).to_string(),
                 None => "it has none: enrol it again".to_owned(),
+            },
+        ],
+        [
+            "two agents as one".to_owned(),
+            match device["duplicate_seen_at_ms"].as_u64() {
+                Some(at_ms) => format!("seen {}: revoke it, or enrol one of them anew", ago(Some(at_ms))),
+                None => "never seen".to_owned(),
             },
         ],
         [

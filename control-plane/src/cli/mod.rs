@@ -10,6 +10,7 @@ pub mod client;
 #[cfg(feature = "demo")]
 mod demo;
 mod device;
+mod device_keys;
 pub mod keys;
 mod model;
 pub mod output;

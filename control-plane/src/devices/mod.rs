@@ -3,6 +3,8 @@
 //! Not the connection to them: that is the `mqtt` edge, which publishes every desired state that is newer than the published
 //! one. Invariant: a device's generation only grows.
 
+mod key_store;
+pub mod keys;
 pub mod store;
 
 use std::collections::BTreeMap;
@@ -38,6 +40,8 @@ pub struct Device {
     pub certificate_not_after_ms: Option<u64>,
     /// When it lost its access, in UTC milliseconds.
     pub revoked_at_ms: Option<u64>,
+    /// When two agents with its identity were last seen to take turns, in UTC milliseconds: a copy, or a stolen key.
+    pub duplicate_seen_at_ms: Option<u64>,
     /// The server's time of its last message, in UTC milliseconds.
     pub last_seen_at_ms: Option<u64>,
     /// The generation of its desired state.
@@ -82,6 +86,15 @@ pub enum DeviceError {
     /// There is no such device.
     #[error("there is no device `{0}`")]
     NotFound(DeviceId),
+    /// No device has shown this key, and no list has it.
+    #[error("no device has asked with the key {0}, and it is on no list")]
+    UnknownKey(Digest),
+    /// An operator has said no to this key.
+    #[error("an operator has rejected this device's key")]
+    RejectedKey,
+    /// Too many devices wait for an operator.
+    #[error("too many devices wait to be approved; try again later, or use a token")]
+    TooManyPending,
     /// A label that would not survive a selector.
     #[error("`{0}` is no label: 1 to 63 of A-Z, a-z, 0-9, `-`, `_`, `.` and `/`")]
     Label(String),
@@ -154,11 +167,20 @@ fn is_label(text: &str) -> bool {
     (1..=63).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c))
 }
 
+/// What lets a device enrol.
+#[derive(Clone, Debug)]
+pub enum Credential {
+    /// The secret part of a token.
+    Token(Vec<u8>),
+    /// Its key, by the digest of the public one: on the factory's list, or approved ([`keys`]).
+    Key(Digest),
+}
+
 /// What a device says when it enrols.
 #[derive(Clone, Debug)]
 pub struct Enrolment {
-    /// The token's secret part.
-    pub secret: Vec<u8>,
+    /// What lets it in.
+    pub credential: Credential,
     /// The id it asks for.
     pub device: DeviceId,
     /// Its public key (SubjectPublicKeyInfo), in hex.
@@ -171,29 +193,61 @@ pub struct Enrolment {
     pub certificate_not_after_ms: u64,
 }
 
-/// The device that a token's secret and a key in hex have enrolled already, if they have.
+/// The device that has enrolled already with this credential and this key in hex, if it has.
 ///
 /// # Errors
 /// The database's.
-pub async fn enrolled_with(db: &Db, secret: &[u8], public_key: &str) -> Result<Option<DeviceId>, DbError> {
-    let (token, key) = (Digest::of(secret), public_key.to_owned());
-    db.read(move |conn| store::enrolled_with(conn, &token, &key)).await
+pub async fn enrolled_with(db: &Db, credential: &Credential, public_key: &str) -> Result<Option<DeviceId>, DbError> {
+    let (credential, key) = (credential.clone(), public_key.to_owned());
+    db.read(move |conn| match credential {
+        Credential::Token(secret) => store::enrolled_with(conn, &Digest::of(&secret), &key),
+        Credential::Key(_) => store::device_of_key(conn, &key),
+    })
+    .await
 }
 
-/// Enrols a device with a one-time token. While the token lives, the same device may do it again with the same key, which
+/// Enrols a device. The same device may do it again with the same key, while its token lives or its key is allowed, which
 /// costs no use: the answer with its certificate may never have reached its disk.
 ///
 /// # Errors
-/// [`DeviceError`]; the token keeps its use then.
+/// [`DeviceError`]; a token keeps its use then.
 pub async fn enroll(db: &Db, enrolment: Enrolment, now_ms: u64) -> Result<DeviceId, DeviceError> {
     db.write(move |conn| {
-        store::enroll(conn, &enrolment, now_ms)?;
+        let by_what = match &enrolment.credential {
+            Credential::Token(secret) => {
+                store::enroll_by_token(conn, &enrolment, &Digest::of(secret), now_ms)?;
+                token_name(&Digest::of(secret))
+            }
+            Credential::Key(fingerprint) => {
+                store::enroll_by_key(conn, &enrolment, fingerprint, now_ms)?;
+                format!("device-key/{}", fingerprint.to_hex())
+            }
+        };
         let fact = Fact::new("device.enroll", format!("device/{}", enrolment.device))
-            .with("token", token_name(&Digest::of(&enrolment.secret)))
+            .with("by", by_what)
             .with("public_key", &enrolment.public_key)
             .with("platform", &enrolment.platform);
         audit::append(conn, &By::device(&enrolment.device, now_ms), fact)?;
         Ok(enrolment.device)
+    })
+    .await
+}
+
+/// Notes that two agents with one identity take turns.
+///
+/// # Errors
+/// The database's.
+pub async fn record_duplicate(db: &Db, id: &DeviceId, now_ms: u64) -> Result<(), DbError> {
+    let id = id.clone();
+    db.write(move |conn| {
+        let before = store::get(conn, &id)?.and_then(|device| device.duplicate_seen_at_ms);
+        store::set_duplicate(conn, &id, now_ms)?;
+        // Once an hour in the log: they may take turns every second.
+        if before.is_none_or(|at| now_ms.saturating_sub(at) > 3_600_000) {
+            let fact = Fact::new("device.duplicate", format!("device/{id}"));
+            audit::append(conn, &By::control_plane(now_ms), fact)?;
+        }
+        Ok(())
     })
     .await
 }

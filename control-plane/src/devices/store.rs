@@ -13,7 +13,7 @@ use super::{Admission, Device, DeviceError, Enrolment, Recorded};
 use crate::db::{DbError, from_json, to_json};
 
 const COLUMNS: &str = "id, labels, platform, agent_version, connected, enrolled_at_ms, last_seen_at_ms, generation, desired, reported, \
-     certificate_not_after_ms, revoked_at_ms";
+     certificate_not_after_ms, revoked_at_ms, duplicate_seen_at_ms";
 
 pub(super) fn insert_token(
     conn: &Connection,
@@ -36,8 +36,12 @@ pub(super) fn insert_token(
     Ok(())
 }
 
-pub(super) fn enroll(conn: &Connection, enrolment: &Enrolment, now_ms: u64) -> Result<(), DeviceError> {
-    let hash = Digest::of(&enrolment.secret);
+pub(super) fn enroll_by_token(
+    conn: &Connection,
+    enrolment: &Enrolment,
+    hash: &Digest,
+    now_ms: u64,
+) -> Result<(), DeviceError> {
     let token = conn
         .query_row(
             "SELECT labels, uses_left, expires_at_ms FROM device_tokens WHERE hash = ?1",
@@ -50,33 +54,67 @@ pub(super) fn enroll(conn: &Connection, enrolment: &Enrolment, now_ms: u64) -> R
     if now_ms as i64 >= expires_at_ms {
         return Err(DeviceError::ExpiredToken);
     }
-    if is_repeated(conn, enrolment, &hash)? {
-        if admission(conn, &enrolment.device)?.is_some_and(|known| known.revoked) {
-            return Err(DeviceError::Revoked(enrolment.device.clone()));
-        }
-        conn.execute(
-            "UPDATE devices SET certificate_not_after_ms = ?2, platform = ?3, agent_version = ?4 WHERE id = ?1",
-            params![
-                enrolment.device.as_str(),
-                enrolment.certificate_not_after_ms as i64,
-                enrolment.platform.as_str(),
-                enrolment.agent_version,
-            ],
-        )
-        .map_err(DbError::from)?;
-        return Ok(());
+    if is_repeated(conn, enrolment, hash)? {
+        return enroll_again(conn, enrolment);
     }
     if uses_left < 1 {
         return Err(DeviceError::UsedToken);
     }
-    if get(conn, &enrolment.device)?.is_some() {
-        return Err(DeviceError::Exists(enrolment.device.clone()));
-    }
+    insert_new(conn, enrolment, &labels, Some(hash), now_ms)?;
     conn.execute(
         "UPDATE device_tokens SET uses_left = uses_left - 1 WHERE hash = ?1",
         [hash.as_bytes()],
     )
     .map_err(DbError::from)?;
+    Ok(())
+}
+
+pub(super) fn enroll_by_key(
+    conn: &Connection,
+    enrolment: &Enrolment,
+    fingerprint: &Digest,
+    now_ms: u64,
+) -> Result<(), DeviceError> {
+    let labels = super::keys::labels_of(conn, fingerprint)?;
+    match device_of_key(conn, &enrolment.public_key)? {
+        // One key, one device: who was revoked cannot come back under another name.
+        Some(device) if device != enrolment.device => match admission(conn, &device)? {
+            Some(known) if known.revoked => Err(DeviceError::Revoked(device)),
+            _ => Err(DeviceError::Exists(device)),
+        },
+        Some(_) => enroll_again(conn, enrolment),
+        None => insert_new(conn, enrolment, &labels, None, now_ms),
+    }
+}
+
+/// A device that has enrolled, and perhaps never read the answer.
+fn enroll_again(conn: &Connection, enrolment: &Enrolment) -> Result<(), DeviceError> {
+    if admission(conn, &enrolment.device)?.is_some_and(|known| known.revoked) {
+        return Err(DeviceError::Revoked(enrolment.device.clone()));
+    }
+    conn.execute(
+        "UPDATE devices SET certificate_not_after_ms = ?2, platform = ?3, agent_version = ?4 WHERE id = ?1",
+        params![
+            enrolment.device.as_str(),
+            enrolment.certificate_not_after_ms as i64,
+            enrolment.platform.as_str(),
+            enrolment.agent_version,
+        ],
+    )
+    .map_err(DbError::from)?;
+    Ok(())
+}
+
+fn insert_new(
+    conn: &Connection,
+    enrolment: &Enrolment,
+    labels: &str,
+    token: Option<&Digest>,
+    now_ms: u64,
+) -> Result<(), DeviceError> {
+    if get(conn, &enrolment.device)?.is_some() {
+        return Err(DeviceError::Exists(enrolment.device.clone()));
+    }
     conn.execute(
         "INSERT INTO devices (id, labels, platform, agent_version, public_key, certificate_not_after_ms, enrolled_at_ms, token_hash)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
@@ -88,10 +126,28 @@ pub(super) fn enroll(conn: &Connection, enrolment: &Enrolment, now_ms: u64) -> R
             enrolment.public_key,
             enrolment.certificate_not_after_ms as i64,
             now_ms as i64,
-            hash.as_bytes(),
+            token.map(Digest::as_bytes),
         ],
     )
     .map_err(DbError::from)?;
+    Ok(())
+}
+
+/// The device that has enrolled with this key.
+pub(super) fn device_of_key(conn: &Connection, key: &str) -> Result<Option<DeviceId>, DbError> {
+    let sql = "SELECT id FROM devices WHERE public_key = ?1 ORDER BY enrolled_at_ms LIMIT 1";
+    let id = conn.query_row(sql, [key], |row| row.get::<_, String>(0)).optional()?;
+    parsed(id)
+}
+
+fn parsed(id: Option<String>) -> Result<Option<DeviceId>, DbError> {
+    let id = id.map(|id| id.parse()).transpose();
+    id.map_err(|error: skerry_shared::id::InvalidId| DbError::Corrupt(error.to_string()))
+}
+
+pub(super) fn set_duplicate(conn: &Connection, id: &DeviceId, now_ms: u64) -> Result<(), DbError> {
+    let sql = "UPDATE devices SET duplicate_seen_at_ms = ?2 WHERE id = ?1";
+    conn.execute(sql, params![id.as_str(), now_ms as i64])?;
     Ok(())
 }
 
@@ -106,9 +162,7 @@ fn is_repeated(conn: &Connection, enrolment: &Enrolment, token: &Digest) -> Resu
 pub(super) fn enrolled_with(conn: &Connection, token: &Digest, key: &str) -> Result<Option<DeviceId>, DbError> {
     let sql = "SELECT id FROM devices WHERE token_hash = ?1 AND public_key = ?2 ORDER BY enrolled_at_ms LIMIT 1";
     let id = conn.query_row(sql, params![token.as_bytes(), key], |row| row.get::<_, String>(0));
-    let id = id.optional()?.map(|id| id.parse());
-    id.transpose()
-        .map_err(|error: skerry_shared::id::InvalidId| DbError::Corrupt(error.to_string()))
+    parsed(id.optional()?)
 }
 
 /// All devices.
@@ -149,6 +203,7 @@ fn device(row: &Row<'_>) -> Result<Device, DbError> {
         reported: reported.map(|text| from_json(&text)).transpose()?,
         certificate_not_after_ms: row.get::<_, Option<i64>>(10)?.map(|at| at as u64),
         revoked_at_ms: row.get::<_, Option<i64>>(11)?.map(|at| at as u64),
+        duplicate_seen_at_ms: row.get::<_, Option<i64>>(12)?.map(|at| at as u64),
     })
 }
 

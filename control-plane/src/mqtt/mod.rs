@@ -4,6 +4,7 @@
 //! counted and dropped, never the connection.
 
 mod hooks;
+mod identities;
 mod outbox;
 mod repeat;
 #[cfg(test)]
@@ -40,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::hooks::{Admitted, BrokerHooks, Proof};
 use self::{
+    identities::Identities,
     outbox::{ConnectionId, Message as Outgoing, Outbox},
     repeat::Told,
     time::TimeDesk,
@@ -273,6 +275,7 @@ async fn handle_states(
     told: Arc<Told>,
     mut states: mpsc::Receiver<(DeviceId, Channel, Publish)>,
 ) {
+    let mut identities = Identities::default();
     while let Some((device, channel, publish)) = states.recv().await {
         let heard = if publish.retain {
             Heard::Retained
@@ -286,6 +289,11 @@ async fn handle_states(
                     let online = status.online && !past;
                     let stored = devices::record_connected(&app.core, &device, online, heard).await;
                     log_db(stored, "store a device's connection");
+                    if status.online && heard != Heard::Retained && identities.born(&device, &status.boot_id) {
+                        tracing::warn!(device.id = %device, "two agents use one identity: revoke the device, or enrol one of them anew");
+                        let noted = devices::record_duplicate(&app.core, &device, now_ms()).await;
+                        log_db(noted, "store that a device is there twice");
+                    }
                 }
                 Err(error) => malformed(&device, &error),
             },

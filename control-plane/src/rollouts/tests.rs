@@ -531,6 +531,7 @@ fn silent_device(n: usize) -> Device {
         enrolled_at_ms: 0,
         certificate_not_after_ms: None,
         revoked_at_ms: None,
+        duplicate_seen_at_ms: None,
         last_seen_at_ms: None,
         generation: Generation(0),
         desired: Vec::new(),

@@ -77,7 +77,8 @@ impl From<AccessError> for PageError {
 impl From<DeviceError> for PageError {
     fn from(error: DeviceError) -> PageError {
         match error {
-            DeviceError::NotFound(_) => PageError::NotFound(sentence(&error)),
+            DeviceError::NotFound(_) | DeviceError::UnknownKey(_) => PageError::NotFound(sentence(&error)),
+            DeviceError::Exists(_) => PageError::Conflict(sentence(&error)),
             other => PageError::internal(other),
         }
     }

@@ -53,5 +53,6 @@ fn words(change: &Change) -> String {
         Change::Telemetry => "telemetry".to_owned(),
         Change::Metadata => "metadata".to_owned(),
         Change::Access => "access".to_owned(),
+        Change::DeviceKeys => "device-keys".to_owned(),
     }
 }

@@ -6,6 +6,7 @@
 mod account;
 mod assets;
 mod audit;
+mod device_keys;
 mod error;
 mod live;
 mod pages;
@@ -77,6 +78,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     let protected = Router::new()
         .route("/", get(pages::fleet))
         .route("/devices/{id}", get(pages::device))
+        .route("/device-keys/{fingerprint}/approve", post(device_keys::approve))
+        .route("/device-keys/{fingerprint}/reject", post(device_keys::reject))
         .route("/models", get(pages::models))
         .route("/audit", get(audit::list))
         .route("/rollouts", get(rollouts::list))

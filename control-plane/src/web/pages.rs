@@ -6,7 +6,7 @@ use askama::Template;
 use axum::{
     Extension,
     extract::{Path, Query, State, rejection::QueryRejection},
-    http::{HeaderMap, header},
+    http::{HeaderMap, Method, header},
     response::Html,
 };
 use serde::Deserialize;
@@ -20,9 +20,12 @@ use super::{
     },
 };
 use crate::{
-    access::Role,
+    access::{Role, roles},
     app::now_ms,
-    devices::{self, Selector},
+    devices::{
+        self, Selector,
+        keys::{self, DeviceKey, KeyState},
+    },
     publish, registry,
 };
 
@@ -64,6 +67,9 @@ pub(super) struct FleetQuery {
 struct FleetPage {
     frame: Frame,
     fleet: FleetView,
+    /// The devices that wait for somebody who knows their fingerprints.
+    waiting: Vec<DeviceKey>,
+    may_decide: bool,
     /// Where a device finds this control plane, as this browser does.
     server: String,
 }
@@ -75,7 +81,9 @@ pub(super) async fn fleet(
     headers: HeaderMap,
 ) -> Result<Html<String>, PageError> {
     let Query(query) = query.map_err(|_| PageError::Malformed)?;
-    let frame = Frame::new("fleet", "device", visit);
+    let frame = Frame::new("fleet", "device device-keys", visit);
+    let may_decide = frame.role >= roles::needed(&Method::POST, "/device-keys");
+    let waiting = keys::known(&console.app.core, Some(KeyState::Pending), frame.now_ms).await?;
     let (devices, error) = match Selector::from_str(&query.selector) {
         Ok(selector) => (devices::list(&console.app.core, &selector).await?, None),
         Err(error) => (Vec::new(), Some(error.to_string())),
@@ -83,7 +91,13 @@ pub(super) async fn fleet(
     let fleet = FleetView::new(&devices, query.selector, error, frame.now_ms);
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let server = format!("https://{}", host.unwrap_or("CONTROL-PLANE:8080"));
-    page(&FleetPage { frame, fleet, server })
+    page(&FleetPage {
+        frame,
+        fleet,
+        waiting,
+        may_decide,
+        server,
+    })
 }
 
 #[derive(Template)]

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
-use skerry_system_tests::{Device, Fleet, FleetConfig, fixtures::test_windows};
+use skerry_system_tests::{Device, Fleet, FleetConfig, Process, fixtures::test_windows};
 
 use crate::PROGRAM;
 
@@ -152,4 +152,77 @@ fn a_command_without_the_authoritys_certificate_says_what_to_do_and_with_its_dig
         !wrong.status.success() && said.contains("not the control plane that is known"),
         "{said}"
     );
+}
+
+#[test]
+fn flow_a_device_without_a_token_waits_until_its_fingerprint_is_approved() {
+    let fleet = Fleet::start(PROGRAM).unwrap();
+    let trust = fleet.skerry_json(&["device", "trust"]).unwrap();
+    let state_dir = fleet.path("devices/kitchen-1");
+    std::fs::create_dir_all(&state_dir).unwrap();
+    let mut command = std::process::Command::new(PROGRAM);
+    command.args([
+        "agent",
+        "enroll",
+        "--server",
+        &fleet.url(),
+        "--trust",
+        trust["trust"].as_str().unwrap(),
+    ]);
+    command
+        .args(["--device-id", "kitchen-1", "--state-dir"])
+        .arg(&state_dir);
+    let waiting = Process::start("the enrolment", command, &fleet.path("enrolment.log")).unwrap();
+    let is_fingerprint = |line: &str| line.len() == 64 && line.bytes().all(|b| b.is_ascii_hexdigit());
+    let shown = waiting
+        .wait_for_line("its fingerprint", |line| {
+            let line = line.trim();
+            is_fingerprint(line).then(|| line.to_owned())
+        })
+        .unwrap();
+    let pending = fleet.skerry_json(&["device", "keys", "--state", "pending"]).unwrap();
+    assert_eq!(pending["keys"][0]["fingerprint"], shown.as_str());
+    fleet
+        .skerry_json(&["device", "approve", &shown[..12], "--label", "site=north"])
+        .unwrap();
+    assert!(waiting.wait().unwrap().success());
+    let mut device = Device::enrolled(&fleet.program().to_owned(), &state_dir, "kitchen-1").unwrap();
+    device.start().unwrap();
+    fleet
+        .wait("the device to connect", || {
+            Ok((fleet.device("kitchen-1")?["connected"] == true).then_some(()))
+        })
+        .unwrap();
+    assert_eq!(fleet.device("kitchen-1").unwrap()["labels"]["site"], "north");
+}
+
+/// A copied disk: the same key, the same name, on two machines.
+#[test]
+fn attack_a_cloned_device_is_noticed() {
+    let fleet = Fleet::start(PROGRAM).unwrap();
+    let mut devices = fleet.devices(&["dev-1"]).unwrap();
+    devices[0].stop().unwrap();
+    devices[0].start().unwrap();
+    fleet
+        .wait("it to come back", || {
+            Ok((fleet.device("dev-1")?["connected"] == true).then_some(()))
+        })
+        .unwrap();
+    // Starting again is not being two.
+    assert!(fleet.device("dev-1").unwrap()["duplicate_seen_at_ms"].is_null());
+    let copy = fleet.path("devices/copy");
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .args([&devices[0].state_dir, &copy])
+        .status();
+    assert!(copied.unwrap().success());
+    let mut clone = Device::enrolled(fleet.program(), &copy, "dev-1").unwrap();
+    clone.start().unwrap();
+    fleet
+        .wait("the alarm", || {
+            Ok(fleet.device("dev-1")?["duplicate_seen_at_ms"].is_number().then_some(()))
+        })
+        .unwrap();
+    let listed = fleet.skerry(&["device", "list"]).unwrap();
+    assert!(String::from_utf8_lossy(&listed.stdout).contains("two of one identity"));
 }

@@ -11,7 +11,7 @@ use skerry_control_plane::{
     audit::By,
     cli::keys,
     config::{Config, Mqtt},
-    devices::{self, Enrolment},
+    devices::{self, Credential, Enrolment},
     telemetry::query,
 };
 use skerry_shared::{
@@ -129,7 +129,7 @@ async fn a_frame_is_stored_once_and_acknowledged_each_time_it_comes() -> anyhow:
     let hash = Digest::of(&secret);
     devices::create_token(core, hash, BTreeMap::new(), 1, 1000, By::new("test", 0)).await?;
     let enrolment = Enrolment {
-        secret,
+        credential: Credential::Token(secret),
         device: "dev-1".parse()?,
         public_key: String::new(),
         platform: "x86_64-unknown-linux-gnu".parse()?,

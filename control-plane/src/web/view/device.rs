@@ -52,11 +52,7 @@ impl DeviceRow {
             id: device.id.to_string(),
             labels: device.labels.clone(),
             platform: device.platform.to_string(),
-            connection: match (device.connected, device.last_seen_at_ms) {
-                (true, _) => status("Connected", "ok"),
-                (false, Some(_)) => status("Offline", "warn"),
-                (false, None) => status("Never seen", "idle"),
-            },
+            connection: connection(device, now_ms),
             update,
             update_note,
             progress: reported.and_then(|reported| Progress::of(&reported.update)),
@@ -69,6 +65,22 @@ impl DeviceRow {
     /// True while something is to be done on the device.
     pub(in crate::web) fn is_updating(&self) -> bool {
         self.update.tone == "busy"
+    }
+}
+
+/// An alarm about a doubled identity goes by itself after a day without another sign of it.
+const DUPLICATE_SHOWN_MS: u64 = 24 * 3600 * 1000;
+
+fn connection(device: &Device, now_ms: u64) -> Status {
+    let doubled = device
+        .duplicate_seen_at_ms
+        .is_some_and(|at| now_ms.saturating_sub(at) < DUPLICATE_SHOWN_MS);
+    match (device.connected, device.last_seen_at_ms) {
+        _ if device.revoked_at_ms.is_some() => status("Revoked", "bad"),
+        _ if doubled => status("Two agents, one identity", "bad"),
+        (true, _) => status("Connected", "ok"),
+        (false, Some(_)) => status("Offline", "warn"),
+        (false, None) => status("Never seen", "idle"),
     }
 }
 
@@ -302,6 +314,7 @@ mod tests {
             enrolled_at_ms: 0,
             certificate_not_after_ms: None,
             revoked_at_ms: None,
+            duplicate_seen_at_ms: None,
             last_seen_at_ms: Some(0),
             generation: Generation(1),
             desired: serde_json::from_value(desired.into()).unwrap(),

@@ -1,0 +1,100 @@
+//! The SQL of keys that may enrol without a token.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use skerry_shared::{digest::Digest, id::DeviceId};
+
+use super::keys::{Asked, DeviceKey, KeyState, NewKey};
+use crate::db::{DbError, from_json, to_json};
+
+const COLUMNS: &str = "fingerprint, state, device, labels, asked, created_at_ms";
+
+pub(super) fn upsert(conn: &Connection, key: &NewKey, state: KeyState, now_ms: u64) -> Result<(), DbError> {
+    conn.execute(
+        "INSERT INTO device_keys VALUES (?1, ?2, ?3, ?4, '{}', ?5, NULL)
+         ON CONFLICT (fingerprint) DO UPDATE SET state = ?2, device = ?3, labels = ?4, expires_at_ms = NULL",
+        params![
+            key.fingerprint.as_bytes(),
+            state.as_str(),
+            key.device.as_ref().map(DeviceId::as_str),
+            to_json(&key.labels),
+            now_ms as i64,
+        ],
+    )?;
+    Ok(())
+}
+
+pub(super) fn get(conn: &Connection, fingerprint: &Digest) -> Result<Option<DeviceKey>, DbError> {
+    let sql = format!("SELECT {COLUMNS} FROM device_keys WHERE fingerprint = ?1");
+    let mut statement = conn.prepare_cached(&sql)?;
+    statement
+        .query_row([fingerprint.as_bytes()], |row| Ok(read(row)))
+        .optional()?
+        .transpose()
+}
+
+/// Oldest first; pending ones only until they expire.
+pub(super) fn list(conn: &Connection, state: Option<KeyState>, now_ms: u64) -> Result<Vec<DeviceKey>, DbError> {
+    let mut statement = conn.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM device_keys
+         WHERE (?1 IS NULL OR state = ?1) AND (state != 'pending' OR expires_at_ms > ?2)
+         ORDER BY created_at_ms, fingerprint"
+    ))?;
+    let rows = statement.query_map(params![state.map(KeyState::as_str), now_ms as i64], |row| Ok(read(row)))?;
+    rows.map(|row| row?).collect()
+}
+
+/// How many wait, once those are forgotten that have not asked for too long.
+pub(super) fn waiting(conn: &Connection, now_ms: u64) -> Result<u64, DbError> {
+    let forget = "DELETE FROM device_keys WHERE state = 'pending' AND expires_at_ms <= ?1";
+    conn.execute(forget, [now_ms as i64])?;
+    let sql = "SELECT count(*) FROM device_keys WHERE state = 'pending'";
+    Ok(conn.query_row(sql, [], |row| row.get::<_, i64>(0))? as u64)
+}
+
+pub(super) fn ask(
+    conn: &Connection,
+    fingerprint: &Digest,
+    asked: &Asked,
+    now_ms: u64,
+    expires_at_ms: u64,
+) -> Result<(), DbError> {
+    conn.execute(
+        "INSERT INTO device_keys VALUES (?1, 'pending', NULL, '{}', ?2, ?3, ?4)",
+        params![
+            fingerprint.as_bytes(),
+            to_json(asked),
+            now_ms as i64,
+            expires_at_ms as i64
+        ],
+    )?;
+    Ok(())
+}
+
+pub(super) fn ask_again(
+    conn: &Connection,
+    fingerprint: &Digest,
+    asked: &Asked,
+    expires_at_ms: u64,
+) -> Result<(), DbError> {
+    let sql = "UPDATE device_keys SET asked = ?2, expires_at_ms = ?3 WHERE fingerprint = ?1";
+    conn.execute(
+        sql,
+        params![fingerprint.as_bytes(), to_json(asked), expires_at_ms as i64],
+    )?;
+    Ok(())
+}
+
+fn read(row: &Row<'_>) -> Result<DeviceKey, DbError> {
+    let corrupt = |error: &dyn std::fmt::Display| DbError::Corrupt(error.to_string());
+    let state: String = row.get(1)?;
+    let state = KeyState::parse(&state).ok_or_else(|| DbError::Corrupt(format!("a device key is `{state}`")))?;
+    let device = row.get::<_, Option<String>>(2)?.map(|id| id.parse()).transpose();
+    Ok(DeviceKey {
+        fingerprint: Digest::from_bytes(row.get(0)?),
+        state,
+        device: device.map_err(|error: skerry_shared::id::InvalidId| corrupt(&error))?,
+        labels: from_json(&row.get::<_, String>(3)?)?,
+        asked: from_json(&row.get::<_, String>(4)?)?,
+        created_at_ms: row.get::<_, i64>(5)? as u64,
+    })
+}
