@@ -45,6 +45,13 @@ pub(crate) enum VerifyError {
     NotATarget(String),
     #[error("bundle `{0}` has another digest in the signed targets metadata")]
     OtherDigest(String),
+    #[error("bundle `{target}` is blocked: {reason}")]
+    Blocked { target: String, reason: String },
+    #[error("version {version} is below {lowest}, the lowest that signed metadata allows")]
+    MinRelease {
+        version: skerry_shared::id::ModelVersion,
+        lowest: u64,
+    },
     #[error("the chunk index is refused")]
     Index(#[from] ChunkIndexError),
     #[error("the bundle has no readable manifest")]
@@ -85,6 +92,8 @@ impl VerifyError {
             VerifyError::OtherDevice(_) => "other_device",
             VerifyError::NotATarget(_) => "not_listed",
             VerifyError::OtherDigest(_) => "mix_and_match",
+            VerifyError::Blocked { .. } => "blocked",
+            VerifyError::MinRelease { .. } => "min_release",
             VerifyError::Index(_) => "chunk_index",
             VerifyError::Manifest(_) | VerifyError::OtherModel | VerifyError::Resource(_) => "manifest",
             VerifyError::File(_) => "hash",
@@ -247,6 +256,19 @@ impl Trust {
         let file = targets.find(&name).ok_or_else(not_a_target)?;
         if file.sha256() != Some(*assignment.index.as_bytes()) {
             return Err(VerifyError::OtherDigest(assignment.target.clone()));
+        }
+        if let Some(blocked) = targets.blocked(&assignment.target, assignment.index.as_bytes()) {
+            return Err(VerifyError::Blocked {
+                target: assignment.target.clone(),
+                reason: blocked.reason.clone(),
+            });
+        }
+        let lowest = targets.min_release(assignment.model.as_str());
+        if assignment.version.0 < lowest && !assignment.allow_downgrade {
+            return Err(VerifyError::MinRelease {
+                version: assignment.version,
+                lowest,
+            });
         }
         let limit = usize::try_from(file.length)
             .unwrap_or(usize::MAX)

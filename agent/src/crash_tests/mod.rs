@@ -9,4 +9,5 @@ pub(crate) mod device;
 mod install;
 mod plane;
 mod refresh;
+mod revoked;
 mod wrong_clock;

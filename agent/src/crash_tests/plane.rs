@@ -22,8 +22,8 @@ use skerry_shared::{
     transfer::{Object, PART_BYTES, Part, PartContent, Want},
 };
 use skerry_tuf::{
-    KeySet, MetaFile, NewRoot, SigningKey, TargetFile, TargetName, UnixTime, new_root, new_snapshot, new_targets,
-    new_timestamp, sign_metadata,
+    Blocked, KeySet, MetaFile, NewRoot, SigningKey, TargetFile, TargetName, TargetsExtension, UnixTime, new_root,
+    new_snapshot, new_targets, new_timestamp, sign_metadata,
 };
 use tokio::sync::mpsc;
 
@@ -38,6 +38,8 @@ pub(crate) struct Published {
     blobs: BTreeMap<Digest, Vec<u8>>,
     chunks: BTreeMap<Digest, Vec<Vec<u8>>>,
     targets: BTreeMap<TargetName, TargetFile>,
+    /// What the targets metadata forbids.
+    extension: TargetsExtension,
     expires: Option<UnixTime>,
 }
 
@@ -125,6 +127,7 @@ impl Plane {
         let mut published = self.0.lock().unwrap();
         let expires = published.expires.unwrap_or_else(expires);
         let mut targets = new_targets(targets_version, expires);
+        targets.extension = Some(published.extension.clone());
         for (name, file) in &published.targets {
             targets.add_target(name.clone(), file.clone());
         }
@@ -225,6 +228,29 @@ impl Plane {
 
     /// The signed intent that asks for this version.
     pub(crate) fn desired(&self, generation: u64, version: u64) -> Vec<u8> {
+        self.desired_with(generation, version, false)
+    }
+
+    /// Blocks a bundle in the metadata that is signed next.
+    pub(crate) fn block(&self, version: u64) {
+        let mut published = self.0.lock().unwrap();
+        let digest = published.targets[&target(version)].sha256().unwrap();
+        let blocked = Blocked {
+            sha256: hex::encode(digest),
+            reason: "it sees cats everywhere".to_owned(),
+            extra: serde_json::Map::new(),
+        };
+        published.extension.blocked.insert(target(version), blocked);
+    }
+
+    /// Sets the lowest version in the metadata that is signed next.
+    pub(crate) fn min_release(&self, version: u64) {
+        let mut published = self.0.lock().unwrap();
+        published.extension.min_release.insert(model().to_string(), version);
+    }
+
+    /// The same for a device that may be below the lowest version, or not.
+    pub(crate) fn desired_with(&self, generation: u64, version: u64, allow_downgrade: bool) -> Vec<u8> {
         let published = self.0.lock().unwrap();
         let index = *published.targets[&target(version)].sha256().as_ref().unwrap();
         let desired = Desired {
@@ -239,7 +265,7 @@ impl Plane {
                 index: Digest::from_bytes(index),
                 rollout: None,
                 probation_ms: 0,
-                allow_downgrade: false,
+                allow_downgrade,
             }],
         };
         let sign = |message: &[u8]| assignment_key().sign(message).to_bytes();
