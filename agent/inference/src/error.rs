@@ -5,6 +5,8 @@ use skerry_shared::{
     oip::{Datatype, TensorError},
 };
 
+use crate::operators::{UnknownOperator, listed};
+
 /// Why an ONNX file was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -15,16 +17,19 @@ pub enum ModelError {
     #[error("the ONNX file is not admitted: {0}")]
     NotAdmitted(String),
     /// An input or output of a datatype that has no place here.
-    #[error("tensor `{tensor}` has ONNX element type {element_type}, which is not supported")]
+    #[error("`{tensor}` is of {element_type}, which cannot go in or out of a model here")]
     Datatype {
         /// Its name.
         tensor: String,
-        /// The number in `TensorProto.DataType`.
-        element_type: i32,
+        /// ONNX's word for its element type.
+        element_type: String,
     },
-    /// An input whose shape is not fixed.
-    #[error("input `{tensor}` has a dimension that is not fixed; export the model with fixed shapes")]
-    DynamicShape {
+    /// Operators that no engine here knows.
+    #[error("the model needs operators that are not supported: {}", listed(.0))]
+    Operators(Vec<UnknownOperator>),
+    /// An input or output of which the file does not even say how many dimensions it has.
+    #[error("the file does not say the shape of `{tensor}`; export it with shapes, dynamic dimensions may stay")]
+    NoShape {
         /// Its name.
         tensor: String,
     },

@@ -12,7 +12,10 @@ mod engine;
 mod error;
 mod golden;
 mod model;
+mod operators;
+mod ops;
 mod pipeline;
+mod rewrite;
 mod wasm;
 
 pub use bundle::LoadedBundle;
@@ -20,4 +23,5 @@ pub use bundle::LoadedBundle;
 pub use compile::{CompileError, PLATFORMS, compile_component};
 pub use error::{GoldenError, InferError, LoadError, ModelError, StepError};
 pub use model::{CheckedModel, check_model};
+pub use operators::UnknownOperator;
 pub use wasm::{Runtime, WASMTIME_VERSION, host_platform};

@@ -1,5 +1,7 @@
 //! A model: its ONNX file, its metadata, and the engine that runs it.
 
+use std::collections::HashSet;
+
 use skerry_shared::oip::{Tensor, TensorMetadata};
 use tract_onnx::{
     pb::{ModelProto, ValueInfoProto, tensor_shape_proto::dimension, type_proto},
@@ -9,6 +11,7 @@ use tract_onnx::{
 use crate::{
     ModelError, admission,
     engine::{Engine, Plan},
+    rewrite,
 };
 
 /// What an ONNX file takes and gives.
@@ -25,11 +28,10 @@ pub struct CheckedModel {
 /// # Errors
 /// [`ModelError`] with the reason in words.
 pub fn check_model(onnx: &[u8]) -> Result<CheckedModel, ModelError> {
-    let source = ModelSource::parse(onnx)?;
-    Engine::load(&source, Plan::Optimised)?;
+    let model = Model::load(onnx, Plan::Optimised)?;
     Ok(CheckedModel {
-        inputs: source.inputs,
-        outputs: source.outputs,
+        inputs: model.inputs,
+        outputs: model.outputs,
     })
 }
 
@@ -42,24 +44,31 @@ pub(crate) struct ModelSource {
 
 impl ModelSource {
     pub(crate) fn parse(onnx: &[u8]) -> Result<ModelSource, ModelError> {
-        let proto = tract_onnx::onnx()
+        let mut proto = tract_onnx::onnx()
             .proto_model_for_read(&mut &onnx[..])
             .map_err(|error| ModelError::Parse(format!("{error:#}")))?;
-        let graph = admission::admit(&proto)?;
-        let is_constant = |name: &str| graph.initializer.iter().any(|tensor| tensor.name == name);
-        let inputs: Vec<TensorMetadata> = graph
+        admission::admit(&proto, onnx.len())?;
+        rewrite::for_all(&mut proto);
+        let graph = proto.graph.as_ref();
+        let graph = graph.ok_or_else(|| ModelError::Parse("there is no graph in it".to_owned()))?;
+        let constants: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
+        let inputs = graph
             .input
             .iter()
-            .filter(|input| !is_constant(&input.name))
-            .map(metadata)
-            .collect::<Result<_, _>>()?;
-        if let Some(dynamic) = inputs.iter().find(|input| input.shape.contains(&-1)) {
-            return Err(ModelError::DynamicShape {
-                tensor: dynamic.name.clone(),
-            });
-        }
-        let outputs = graph.output.iter().map(metadata).collect::<Result<_, _>>()?;
+            .filter(|input| !constants.contains(input.name.as_str()));
+        let inputs = inputs.map(metadata).collect::<Result<Vec<_>, _>>()?;
+        let mut outputs = graph.output.iter().map(metadata).collect::<Result<Vec<_>, _>>()?;
+        allow_more_labels(&inputs, &mut outputs);
         Ok(ModelSource { proto, inputs, outputs })
+    }
+}
+
+/// Exporters of boosted trees declare one label for any number of rows.
+fn allow_more_labels(inputs: &[TensorMetadata], outputs: &mut [TensorMetadata]) {
+    if inputs.iter().any(|input| input.shape.first() == Some(&-1)) {
+        for output in outputs.iter_mut().filter(|output| output.shape == [1]) {
+            output.shape = vec![-1];
+        }
     }
 }
 
@@ -70,14 +79,20 @@ fn metadata(value: &ValueInfoProto) -> Result<TensorMetadata, ModelError> {
     };
     let datatype = admission::datatype(tensor.elem_type).ok_or_else(|| ModelError::Datatype {
         tensor: value.name.clone(),
-        element_type: tensor.elem_type,
+        element_type: admission::datatype_name(tensor.elem_type)
+            .unwrap_or("an unknown type")
+            .to_owned(),
     })?;
-    let dims = tensor.shape.iter().flat_map(|shape| &shape.dim);
+    let Some(shape) = &tensor.shape else {
+        return Err(ModelError::NoShape {
+            tensor: value.name.clone(),
+        });
+    };
     let length = |value: Option<&dimension::Value>| match value {
         Some(dimension::Value::DimValue(length)) if *length >= 0 => *length,
         _ => -1,
     };
-    let shape = dims.map(|dim| length(dim.value.as_ref())).collect();
+    let shape = shape.dim.iter().map(|dim| length(dim.value.as_ref())).collect();
     Ok(TensorMetadata {
         name: value.name.clone(),
         datatype,
@@ -95,11 +110,11 @@ pub(crate) struct Model {
 impl Model {
     pub(crate) fn load(onnx: &[u8], plan: Plan) -> Result<Model, ModelError> {
         let source = ModelSource::parse(onnx)?;
-        let engine = Engine::load(&source, plan)?;
+        let (inputs, outputs) = (source.inputs.clone(), source.outputs.clone());
         Ok(Model {
-            engine,
-            inputs: source.inputs,
-            outputs: source.outputs,
+            engine: Engine::load(source, plan)?,
+            inputs,
+            outputs,
         })
     }
 
@@ -113,21 +128,10 @@ impl Model {
 
     /// Runs the model once; inputs in its own order.
     pub(crate) fn run(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, String> {
-        let outputs = self.engine.run(inputs)?;
-        let named = self.outputs.iter().zip(outputs).map(|(metadata, data)| {
-            let element = metadata.datatype.element_bytes().unwrap_or(1);
-            let shape = concrete(&metadata.shape, data.len() / element);
+        let outputs = self.engine.run(&inputs)?;
+        let named = self.outputs.iter().zip(outputs).map(|(metadata, (shape, data))| {
             Tensor::new(metadata.name.clone(), metadata.datatype, shape, data).map_err(|error| error.to_string())
         });
         named.collect()
     }
-}
-
-/// The shape with its one unknown dimension computed from the element count.
-fn concrete(shape: &[i64], count: usize) -> Vec<usize> {
-    let known: usize = shape.iter().filter(|dim| **dim > 0).map(|dim| *dim as usize).product();
-    shape
-        .iter()
-        .map(|dim| if *dim < 0 { count / known.max(1) } else { *dim as usize })
-        .collect()
 }

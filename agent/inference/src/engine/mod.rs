@@ -1,10 +1,12 @@
 //! The engines that can run a model: a closed set, since which one serves is measured and never guessed.
 
+mod plans;
+mod shape_inputs;
 pub(crate) mod tract;
 
 use skerry_shared::oip::Tensor;
 
-use crate::{ModelError, engine::tract::TractPlan, model::ModelSource};
+use crate::{ModelError, engine::tract::TractModel, model::ModelSource};
 
 /// How far tract may rewrite a graph. 0.23 optimises some int8 graphs into silently wrong answers, so the golden vectors
 /// decide which plan serves.
@@ -16,22 +18,25 @@ pub(crate) enum Plan {
     Plain,
 }
 
+/// One output of a run: its shape and its bytes, as [`Tensor`] has them.
+pub(crate) type Output = (Vec<usize>, Vec<u8>);
+
 /// A model ready to run.
 pub(crate) enum Engine {
     /// tract, always there.
-    Tract(TractPlan),
+    Tract(Box<TractModel>),
 }
 
 impl Engine {
     /// Prepares a model.
-    pub(crate) fn load(source: &ModelSource, plan: Plan) -> Result<Engine, ModelError> {
-        TractPlan::load(source, plan).map(Engine::Tract)
+    pub(crate) fn load(source: ModelSource, plan: Plan) -> Result<Engine, ModelError> {
+        Ok(Engine::Tract(Box::new(TractModel::load(source, plan)?)))
     }
 
     /// Runs the model once; inputs in the model's order, outputs likewise.
-    pub(crate) fn run(&self, inputs: Vec<Tensor>) -> Result<Vec<Vec<u8>>, String> {
+    pub(crate) fn run(&self, inputs: &[Tensor]) -> Result<Vec<Output>, String> {
         match self {
-            Engine::Tract(plan) => plan.run(inputs),
+            Engine::Tract(model) => model.run(inputs),
         }
     }
 }
