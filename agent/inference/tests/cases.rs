@@ -124,7 +124,7 @@ fn recurrent_operators_with_quantised_weights_are_near_the_quantised_answers() {
 
 #[test]
 fn conditions_and_shapes_may_follow_from_inputs() {
-    for (prefix, count) in [("if_", 4), ("squeeze_", 1), ("reshape_", 1), ("slice_", 1)] {
+    for (prefix, count) in [("if_", 5), ("squeeze_", 1), ("reshape_", 1), ("slice_", 1)] {
         check_all(prefix, count, CLOSE);
     }
 }

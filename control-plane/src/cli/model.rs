@@ -29,7 +29,13 @@ pub(super) enum Command {
         #[arg(long, default_value = "")]
         description: String,
     },
-    /// Says whether a device could run an ONNX file; asks no server.
+    /// Says whether a device could run an ONNX file, and if not, what stops it; asks no server.
+    #[command(
+        after_help = "Does what a device does: looks at the whole graph, names every operator that is not supported and the \
+        nodes that use it,\nthen plans the model with tract. A model with dynamic dimensions (-1) is planned when a request says \
+        its shape, so that\nwhat is wrong with a shape shows only there: put a golden vector of each shape into the bundle.\n\n\
+        Example:\n  skerry model check model.onnx"
+    )]
     Check {
         /// The ONNX file.
         onnx: PathBuf,

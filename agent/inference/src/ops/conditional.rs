@@ -80,6 +80,21 @@ impl Branch {
     }
 }
 
+impl Branch {
+    /// The branch as tract runs it. What analysis did not find out, because the condition was not known then, is known now.
+    fn typed(&self, target: &TypedModel, inputs: &[OutletId]) -> TractResult<TypedModel> {
+        let mut body = self.body.clone();
+        for (position, outer) in self.inputs.iter().enumerate() {
+            let fact = body.input_fact(position)?;
+            if fact.datum_type.concretize().is_none() || fact.shape.concretize().is_none() {
+                let known = InferenceFact::from(target.outlet_fact(inputs[*outer])?);
+                body.set_input_fact(position, known)?;
+            }
+        }
+        body.into_typed()
+    }
+}
+
 impl If {
     fn branch_mut(&mut self, condition: bool) -> &mut Branch {
         if condition { &mut self.then } else { &mut self.otherwise }
@@ -185,15 +200,15 @@ impl InferenceOp for If {
         let inputs: TVec<OutletId> = node.inputs.iter().map(|outlet| mapping[outlet]).collect();
         let Some(condition) = target.outlet_fact(inputs[0])?.konst.clone() else {
             let both = IfThenElse {
-                then_body: self.then.body.clone().into_typed()?,
+                then_body: self.then.typed(target, &inputs)?,
                 then_input_mapping: self.then.inputs.clone(),
-                else_body: self.otherwise.body.clone().into_typed()?,
+                else_body: self.otherwise.typed(target, &inputs)?,
                 else_input_mapping: self.otherwise.inputs.clone(),
             };
             return target.wire_node(&*node.name, both, &inputs);
         };
         let branch = self.branch(condition.cast_to_scalar::<bool>()?);
-        let body = branch.body.clone().into_typed()?;
+        let body = branch.typed(target, &inputs)?;
         let mut inner: HashMap<OutletId, OutletId> = HashMap::new();
         for (outlet, outer) in body.input_outlets()?.iter().zip(&branch.inputs) {
             inner.insert(*outlet, inputs[*outer]);

@@ -312,6 +312,16 @@ def graph_cases():
     value = np.array([-1, 2, 3], np.float32)
     case("if_by_input", model, {"c": np.array(True), "x": value}, {"c": np.array(False), "x": value})
 
+    # A condition on data, which is never known before the run, around branches that use more than it does.
+    nodes = [helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+             helper.make_node("Greater", ["sum", "zero"], ["c"]),
+             helper.make_node("If", ["c"], ["y"],
+                              then_branch=branch(helper.make_node("Mul", ["x", "w"], ["t"]), "t"),
+                              else_branch=branch(helper.make_node("Identity", ["x"], ["e"]), "e"))]
+    consts = {"zero": np.float32(0), "w": np.array([2, 3, 4], np.float32)}
+    model = graph(nodes, [("x", F, [3])], [("y", F, [3])], consts)
+    case("if_by_data", model, {"x": value}, {"x": -value})
+
     # The same with branches of different rank: each condition needs a plan of its own.
     nodes = [helper.make_node("If", ["c"], ["z"],
                               then_branch=branch(helper.make_node("Squeeze", ["x"], ["t"]), "t"),
