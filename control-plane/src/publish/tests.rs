@@ -312,9 +312,9 @@ async fn a_blocked_bundle_is_known_and_its_devices_are_told_again() {
              INSERT INTO model_versions (model, version, digest, size_bytes, description, tags, inputs, outputs, created_at_ms)
                  VALUES ('m', 1, '{index}', 1, '', '{{}}', '[]', '[]', 0);
              INSERT INTO bundles VALUES ('m', 1, 'm/1/index', '{index}', 900, 1, 1, 0);
-             INSERT INTO devices (id, labels, platform, agent_version, public_key, secret_hash, enrolled_at_ms)
-                 VALUES ('d', '{{}}', 'aarch64-unknown-linux-gnu', '0', '', zeroblob(32), 0),
-                        ('other', '{{}}', 'aarch64-unknown-linux-gnu', '0', '', zeroblob(32), 0);"
+             INSERT INTO devices (id, labels, platform, agent_version, public_key, enrolled_at_ms)
+                 VALUES ('d', '{{}}', 'aarch64-unknown-linux-gnu', '0', '', 0),
+                        ('other', '{{}}', 'aarch64-unknown-linux-gnu', '0', '', 0);"
         ))?;
         let assignment = skerry_shared::desired::BundleAssignment {
             model: "m".parse().unwrap(),
