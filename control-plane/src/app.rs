@@ -90,6 +90,10 @@ pub(crate) const CORE_MIGRATIONS: &[Migration] = &[
         sql: include_str!("../migrations/core/013_approval.sql"),
     },
     Migration {
+        number: 15,
+        sql: include_str!("../migrations/core/015_model_signatures.sql"),
+    },
+    Migration {
         number: 16,
         sql: include_str!("../migrations/core/016_device_keys.sql"),
     },

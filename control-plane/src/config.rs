@@ -10,7 +10,11 @@ use std::{
 use serde::Deserialize;
 
 use crate::{
-    access::limits::RequestLimits, devices::Selector, rollouts::approval::Policy, signing::online::SigningFolder,
+    access::limits::RequestLimits,
+    devices::Selector,
+    registry::oms::{Door, PublicKey},
+    rollouts::approval::Policy,
+    signing::online::SigningFolder,
 };
 
 /// The checked configuration.
@@ -53,6 +57,8 @@ pub struct Config {
 pub struct RegistryConfig {
     /// True when nobody may approve a version that they have registered themselves.
     pub four_eyes: bool,
+    /// Whose signatures of models count, and whether models need one.
+    pub door: Door,
 }
 
 /// Certificates.
@@ -340,7 +346,7 @@ impl Config {
             }
         }
         training.apply(&mut config.training, &mut mistakes);
-        config.registry.four_eyes = registry.four_eyes;
+        config.registry = registry.read(&mut mistakes);
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
     }
 }
@@ -567,12 +573,6 @@ struct TrainingSection {
     max_concurrent_runs: Option<usize>,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct RegistrySection {
-    four_eyes: bool,
-}
-
 impl TrainingSection {
     fn apply(self, config: &mut TrainingConfig, mistakes: &mut Vec<String>) {
         if let Some(python) = self.python {
@@ -594,10 +594,54 @@ impl TrainingSection {
     }
 }
 
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RegistrySection {
+    four_eyes: bool,
+    oms_keys: Vec<PathBuf>,
+    require_oms: bool,
+}
+
+impl RegistrySection {
+    fn read(self, mistakes: &mut Vec<String>) -> RegistryConfig {
+        if self.require_oms && self.oms_keys.is_empty() {
+            mistakes.push("registry.require_oms without registry.oms_keys lets no model in".to_owned());
+        }
+        let mut keys = Vec::new();
+        for path in &self.oms_keys {
+            let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
+            match text.and_then(|text| PublicKey::from_pem(&text).map_err(|error| error.to_string())) {
+                Ok(key) => keys.push(key),
+                Err(error) => mistakes.push(format!("registry.oms_keys: {}: {error}", path.display())),
+            }
+        }
+        RegistryConfig {
+            four_eyes: self.four_eyes,
+            door: Door {
+                keys,
+                require: self.require_oms,
+            },
+        }
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_of_model_signatures_are_read_at_the_start() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("key.pem");
+        std::fs::write(&path, "nonsense").unwrap();
+        let keys = format!("[registry]\noms_keys = [\"{}\", \"/nowhere.pem\"]", path.display());
+        let mistakes = Config::parse(&keys).unwrap_err();
+        assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+        assert!(mistakes[0].contains("no P-256 key") && mistakes[1].contains("/nowhere.pem"));
+        let nobody = Config::parse("[registry]\nrequire_oms = true").unwrap_err();
+        assert!(nobody[0].contains("lets no model in"));
+    }
 
     #[test]
     fn a_relative_interpreter_and_no_run_at_all_are_refused() {

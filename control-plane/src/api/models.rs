@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     app::{App, Change},
-    registry::{self, Approver, ModelVersionInfo, NewVersion, Registered, RegisteredModel},
+    registry::{self, Approver, ModelVersionInfo, NewVersion, Registered, RegisteredModel, RegistryError},
 };
 
 pub(super) fn routes(upload_limit: usize) -> OpenApiRouter<Arc<App>> {
@@ -37,6 +37,7 @@ pub(super) fn routes(upload_limit: usize) -> OpenApiRouter<Arc<App>> {
         .routes(routes!(show_version))
         .routes(routes!(download))
         .routes(routes!(approve))
+        .routes(routes!(download_signature))
         .routes(routes!(set_tag))
         .routes(routes!(set_alias, remove_alias))
 }
@@ -106,23 +107,26 @@ struct RegisterQuery {
     run_id: Option<RunId>,
     #[serde(default)]
     description: String,
+    oms: Option<Digest>,
 }
 
 /// Registers an ONNX file as the next version of a model
 ///
-/// A model that is not registered yet is made. The same file again gives the version that it has.
+/// A model that is not registered yet is made. The same file again gives the version that it has. A signature by OpenSSF Model
+/// Signing is uploaded first, as a blob, and named by its digest.
 #[utoipa::path(post, path = "/models/{name}/versions", operation_id = "register_version", tag = "models",
     params(
         ("name" = String, Path, description = "The model"),
         ("run_id" = Option<String>, Query, description = "The run that made the file: one of its artifacts"),
         ("description" = Option<String>, Query, description = "One sentence for people"),
+        ("oms" = Option<String>, Query, description = "The digest of an uploaded OpenSSF Model Signing bundle that covers the file"),
     ),
     request_body(content_type = "application/octet-stream", description = "The ONNX file"),
     responses(
         (status = 201, description = "Registered", body = ModelVersionInfo),
         (status = 200, description = "The file is registered already", body = ModelVersionInfo),
         (status = 413, description = "The file is larger than the control plane allows"),
-        (status = 422, description = "A device could not run the file"),
+        (status = 422, description = "A device could not run the file, or its signature is missing or not good"),
     ))]
 async fn register(
     State(app): State<Arc<App>>,
@@ -135,11 +139,18 @@ async fn register(
     if let Some(run) = &query.run_id {
         check_made_by(&app, run, onnx.clone()).await?;
     }
+    let bundle = match query.oms {
+        Some(digest) => Some(app.blobs.get(digest).await?),
+        None => None,
+    };
+    let verified = app.config.registry.door.admit(bundle.as_deref());
+    let verified = verified.map_err(RegistryError::from)?;
     let new = NewVersion {
         model: model.clone(),
         onnx,
         run_id: query.run_id,
         description: query.description,
+        signature: bundle.zip(verified),
     };
     let (registered, version) = registry::register_version(&app.core, &app.blobs, new, by).await?;
     app.changes.send(Change::Model(model));
@@ -198,6 +209,25 @@ async fn download(
         [(header::CONTENT_TYPE, "application/octet-stream")],
         app.blobs.get(version.digest).await?,
     ))
+}
+
+/// Gets the OpenSSF Model Signing bundle of a version
+#[utoipa::path(get, path = "/models/{name}/versions/{version}/oms", operation_id = "download_signature", tag = "models",
+    params(
+        ("name" = String, Path, description = "The model"),
+        ("version" = u64, Path, description = "The version"),
+    ),
+    responses(
+        (status = 200, description = "The Sigstore bundle, as it came", content_type = "application/json"),
+        (status = 404, description = "There is no such version, or it came without a signature"),
+    ))]
+async fn download_signature(
+    State(app): State<Arc<App>>,
+    UrlPath((name, version)): UrlPath<(String, u64)>,
+) -> Result<impl IntoResponse, Problem> {
+    let (model, version) = (parse_name(&name)?, ModelVersion(version));
+    let bundle = registry::signature_bundle(&app.core, &app.blobs, &model, version).await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], bundle))
 }
 
 /// Approves a version

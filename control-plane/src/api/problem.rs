@@ -232,16 +232,17 @@ impl From<DeviceError> for Problem {
 impl From<RegistryError> for Problem {
     fn from(error: RegistryError) -> Problem {
         match error {
-            RegistryError::NoModel(_) | RegistryError::NoVersion { .. } | RegistryError::NoAlias { .. } => {
-                Problem::not_found(error.to_string())
-            }
+            RegistryError::NoModel(_)
+            | RegistryError::NoVersion { .. }
+            | RegistryError::NoAlias { .. }
+            | RegistryError::NoSignature { .. } => Problem::not_found(error.to_string()),
             RegistryError::Exists(_) | RegistryError::Approved { .. } => Problem::conflict(error.to_string()),
             RegistryError::OwnVersion(_) => {
                 let title = "somebody else must do this";
                 Problem::new(StatusCode::FORBIDDEN, "four-eyes", title, error.to_string())
             }
             RegistryError::BadKey(_) => Problem::refused(error.to_string()),
-            RegistryError::Model(_) => Problem::refused(chain(&error)),
+            RegistryError::Model(_) | RegistryError::Oms(_) => Problem::refused(chain(&error)),
             RegistryError::Blob(error) => error.into(),
             RegistryError::Db(error) => error.into(),
         }

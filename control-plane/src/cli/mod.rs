@@ -13,6 +13,7 @@ mod device;
 mod device_keys;
 pub mod keys;
 mod model;
+mod oms;
 pub mod output;
 pub mod parse;
 mod rollout;

@@ -10,6 +10,7 @@ use skerry_shared::id::{ModelName, ModelVersion};
 use super::{
     Done, Failure, Global, Output,
     client::{encode, list},
+    oms::{self, ExportArgs, SignatureArgs},
     output::{self, ago, bytes, pairs, text},
 };
 
@@ -18,7 +19,10 @@ use super::{
 pub(super) enum Command {
     /// Registers an ONNX file as the next version of a model.
     #[command(
-        after_help = "Example:\n  skerry model register activity-recognition model.onnx --description 'all features'"
+        after_help = "Examples:\n  skerry model register activity-recognition model.onnx --description 'all features'\n  \
+                      skerry model register classifier theirs/model.onnx --oms theirs/model.sig --oms-key their-key.pem\n\n\
+                      --oms takes a signature of OpenSSF Model Signing (`model_signing sign key`). Every signed file is checked here, then\n\
+                      the control plane checks the signature again with the keys in `[registry] oms_keys` of its configuration."
     )]
     Register {
         /// The model; it is made if it is new.
@@ -28,7 +32,17 @@ pub(super) enum Command {
         /// One sentence for people.
         #[arg(long, default_value = "")]
         description: String,
+        #[command(flatten)]
+        signature: SignatureArgs,
     },
+    /// Writes a version into a folder, for use elsewhere.
+    #[command(
+        after_help = "Example:\n  skerry model export classifier 3 --oms --key our-key.pem --out classifier-3\n  \
+                      model_signing verify key classifier-3 --signature classifier-3/model.sig --public_key our-public-key.pem\n\n\
+                      A key pair: openssl ecparam -name prime256v1 -genkey -noout -out our-key.pem\n\
+                      and: openssl ec -in our-key.pem -pubout -out our-public-key.pem"
+    )]
+    Export(ExportArgs),
     /// Says whether a device could run an ONNX file, and if not, what stops it; asks no server.
     #[command(
         after_help = "Does what a device does: looks at the whole graph, names every operator that is not supported and the \
@@ -85,9 +99,13 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
             model,
             onnx,
             description,
+            signature,
         } => {
             let content = read(&onnx)?;
-            let path = format!("/api/v1/models/{model}/versions?description={}", encode(&description));
+            let mut path = format!("/api/v1/models/{model}/versions?description={}", encode(&description));
+            if let Some(bundle) = signature.check_and_upload(&client, &onnx, &content)? {
+                path.push_str(&format!("&oms={}", encode(&bundle.to_string())));
+            }
             let version = client.post_bytes(&path, &content)?;
             (version, |v| {
                 let (model, version) = (text(v, "model"), text(v, "version"));
@@ -97,6 +115,7 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
                 ));
             })
         }
+        Command::Export(args) => (oms::export(&args, &client)?, oms::print_export),
         Command::Check { onnx } => {
             let content = read(&onnx)?;
             let checked = skerry_inference::check_model(&content);
@@ -138,6 +157,7 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
                     made,
                     text(m, "run_id"),
                     text(&m["approval"], "by"),
+                    text(&m["signature"], "key").chars().take(16).collect(),
                     pairs(&m["tags"]),
                     text(m, "description"),
                 ]
@@ -148,6 +168,7 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
                 "registered",
                 "run",
                 "approved by",
+                "signed by key",
                 "tags",
                 "description",
             ];

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a version's ONNX file never changes, and tract could load it on the day it was registered.
 
+pub mod oms;
 mod store;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use skerry_shared::{
 };
 use utoipa::ToSchema;
 
+use self::oms::{OmsError, Verified};
 use crate::{
     access::person_of,
     audit::{self, By, Fact},
@@ -83,6 +85,24 @@ pub struct ModelVersionInfo {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub approval: Option<Approval>,
+    /// By whom else its file is signed (OpenSSF Model Signing); absent if it came without a signature.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub signature: Option<ModelSignature>,
+}
+
+/// A signature that came in with a model, and was checked then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct ModelSignature {
+    /// The signer: the SHA-256 of the public key in PEM, 64 hex digits.
+    pub key: String,
+    /// What the signer called the model.
+    pub subject: String,
+    /// The Sigstore bundle, among the blobs: `sha256:` and 64 hex digits.
+    #[schema(value_type = String)]
+    pub bundle: Digest,
+    /// UTC milliseconds.
+    pub verified_at_ms: u64,
 }
 
 /// Somebody's word that a version may go to devices.
@@ -147,6 +167,17 @@ pub enum RegistryError {
     /// A device could not run the ONNX file.
     #[error("the ONNX file is refused")]
     Model(#[from] ModelError),
+    /// There is no model signature where one is needed, or one that does not convince.
+    #[error(transparent)]
+    Oms(#[from] OmsError),
+    /// The version came without a signature.
+    #[error("version {version} of model `{model}` was registered without an OpenSSF Model Signing bundle")]
+    NoSignature {
+        /// The model.
+        model: ModelName,
+        /// The version.
+        version: ModelVersion,
+    },
     /// The blob store failed.
     #[error(transparent)]
     Blob(#[from] BlobError),
@@ -166,6 +197,8 @@ pub struct NewVersion {
     pub run_id: Option<RunId>,
     /// One sentence for people.
     pub description: String,
+    /// The signature that came with it, as it came and as it was found good.
+    pub signature: Option<(Bytes, Verified)>,
 }
 
 /// Whether a call made something or found it.
@@ -177,7 +210,8 @@ pub enum Registered {
     Existing,
 }
 
-/// Registers an ONNX file as the next version of a model. The same file again gives the version that it has.
+/// Registers an ONNX file as the next version of a model. The same file again gives the version that it has; a signature that
+/// comes with it takes the place of an earlier one.
 ///
 /// # Errors
 /// [`RegistryError`]; nothing is registered then.
@@ -194,9 +228,28 @@ pub async fn register_version(
         .map_err(|_| ModelError::Load("the check panicked".to_owned()))?;
     let checked = checked?;
     let size_bytes = new.onnx.len() as u64;
+    let signature = match new.signature {
+        Some((_, verified)) if !verified.covers(&digest) => return Err(OmsError::NotCovered(digest).into()),
+        Some((bytes, verified)) => {
+            let bundle = Digest::of(&bytes);
+            blobs.put(bundle, bytes).await?;
+            Some(ModelSignature {
+                key: verified.fingerprint().to_owned(),
+                subject: verified.statement().subject.clone(),
+                bundle,
+                verified_at_ms: by.at_ms,
+            })
+        }
+        None => None,
+    };
     blobs.put(digest, new.onnx).await?;
     db.write(move |conn| {
-        if let Some(existing) = store::version_by_digest(conn, &new.model, &digest)? {
+        if let Some(mut existing) = store::version_by_digest(conn, &new.model, &digest)? {
+            let known = existing.signature.as_ref().map(|known| known.bundle);
+            if let Some(signature) = signature.filter(|signature| known != Some(signature.bundle)) {
+                add_signature(conn, &existing, &signature, &by)?;
+                existing.signature = Some(signature);
+            }
             return Ok((Registered::Existing, existing));
         }
         if store::model(conn, &new.model)?.is_none() {
@@ -216,6 +269,7 @@ pub async fn register_version(
             created_at_ms: by.at_ms,
             registered_by: by.actor.clone(),
             approval: None,
+            signature,
         };
         store::insert_version(conn, &info)?;
         let mut fact =
@@ -224,9 +278,42 @@ pub async fn register_version(
             fact = fact.with("run", run_id);
         }
         audit::append(conn, &by, fact)?;
+        if let Some(signature) = &info.signature {
+            add_signature(conn, &info, signature, &by)?;
+        }
         Ok((Registered::New, info))
     })
     .await
+}
+
+fn add_signature(
+    conn: &Connection,
+    info: &ModelVersionInfo,
+    signature: &ModelSignature,
+    by: &By,
+) -> Result<(), DbError> {
+    store::set_signature(conn, &info.model, info.version, signature)?;
+    let fact = Fact::new("model.signature", format!("model/{}/{}", info.model, info.version))
+        .with("onnx", info.digest)
+        .with("key", &signature.key)
+        .with("bundle", signature.bundle);
+    audit::append(conn, by, fact)
+}
+
+/// The signature that came with a version, as it came.
+///
+/// # Errors
+/// [`RegistryError::NoVersion`], [`RegistryError::NoSignature`], or those of database and blobs.
+pub async fn signature_bundle(
+    db: &Db,
+    blobs: &BlobStore,
+    model: &ModelName,
+    version: ModelVersion,
+) -> Result<Bytes, RegistryError> {
+    let info = get_version(db, model, version).await?;
+    let model = info.model;
+    let signature = info.signature.ok_or(RegistryError::NoSignature { model, version })?;
+    Ok(blobs.get(signature.bundle).await?)
 }
 
 /// Registers a model without versions.
@@ -427,6 +514,7 @@ mod tests {
             onnx: onnx.into(),
             run_id: None,
             description: String::new(),
+            signature: None,
         };
         register_version(&db, &blobs, new, By::new("ada", 1)).await.unwrap();
         (folder, db, model)

@@ -8,7 +8,7 @@ use skerry_shared::{
     id::{ModelName, ModelVersion},
 };
 
-use super::{Approval, ModelVersionInfo, RegisteredModel};
+use super::{Approval, ModelSignature, ModelVersionInfo, RegisteredModel};
 use crate::db::{DbError, from_json, to_json};
 
 const VERSION_COLUMNS: &str = "model, version, digest, size_bytes, run_id, description, tags, inputs, outputs, created_at_ms, \
@@ -61,9 +61,10 @@ pub(super) fn model(conn: &Connection, name: &ModelName) -> Result<Option<Regist
         Ok((row.get::<_, String>(0)?, ModelVersion(row.get::<_, i64>(1)? as u64)))
     })?;
     let aliases: BTreeMap<String, ModelVersion> = aliases.collect::<Result<_, _>>()?;
+    let signatures = signatures(conn, name)?;
     let sql = format!("SELECT {VERSION_COLUMNS} FROM model_versions WHERE model = ?1 ORDER BY version");
     let mut statement = conn.prepare_cached(&sql)?;
-    let rows = statement.query_map([name.as_str()], |row| Ok(version_info(row, &aliases)))?;
+    let rows = statement.query_map([name.as_str()], |row| Ok(version_info(row, &aliases, &signatures)))?;
     let versions = rows.map(|row| row?).collect::<Result<_, DbError>>()?;
     let created_at_ms = created_at_ms as u64;
     let tags = from_json(&tags)?;
@@ -77,7 +78,29 @@ pub(super) fn model(conn: &Connection, name: &ModelName) -> Result<Option<Regist
     }))
 }
 
-fn version_info(row: &Row<'_>, aliases: &BTreeMap<String, ModelVersion>) -> Result<ModelVersionInfo, DbError> {
+fn signatures(conn: &Connection, name: &ModelName) -> Result<BTreeMap<ModelVersion, ModelSignature>, DbError> {
+    let sql = "SELECT version, key, subject, bundle, verified_at_ms FROM model_signatures WHERE model = ?1";
+    let mut statement = conn.prepare_cached(sql)?;
+    let mut rows = statement.query([name.as_str()])?;
+    let mut signatures = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        let bundle = row.get::<_, String>(3)?.parse();
+        let signature = ModelSignature {
+            key: row.get(1)?,
+            subject: row.get(2)?,
+            bundle: bundle.map_err(|error| DbError::Corrupt(format!("{error}")))?,
+            verified_at_ms: row.get::<_, i64>(4)? as u64,
+        };
+        signatures.insert(ModelVersion(row.get::<_, i64>(0)? as u64), signature);
+    }
+    Ok(signatures)
+}
+
+fn version_info(
+    row: &Row<'_>,
+    aliases: &BTreeMap<String, ModelVersion>,
+    signatures: &BTreeMap<ModelVersion, ModelSignature>,
+) -> Result<ModelVersionInfo, DbError> {
     let corrupt = |error: &dyn std::fmt::Display| DbError::Corrupt(error.to_string());
     let version = ModelVersion(row.get::<_, i64>(1)? as u64);
     let run_id: Option<String> = row.get(4)?;
@@ -103,6 +126,7 @@ fn version_info(row: &Row<'_>, aliases: &BTreeMap<String, ModelVersion>) -> Resu
             by,
             at_ms: at_ms as u64,
         }),
+        signature: signatures.get(&version).cloned(),
     })
 }
 
@@ -193,6 +217,27 @@ pub(super) fn set_approval(
     conn.execute(
         "UPDATE model_versions SET approved_by = ?3, approved_at_ms = ?4 WHERE model = ?1 AND version = ?2",
         params![model.as_str(), version.0 as i64, approval.by, approval.at_ms as i64],
+    )?;
+    Ok(())
+}
+
+pub(super) fn set_signature(
+    conn: &Connection,
+    model: &ModelName,
+    version: ModelVersion,
+    signature: &ModelSignature,
+) -> Result<(), DbError> {
+    conn.execute(
+        "INSERT OR REPLACE INTO model_signatures (model, version, bundle, key, subject, verified_at_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![
+            model.as_str(),
+            version.0 as i64,
+            signature.bundle.to_string(),
+            signature.key,
+            signature.subject,
+            signature.verified_at_ms as i64
+        ],
     )?;
     Ok(())
 }

@@ -378,6 +378,7 @@ impl<'a> Execution<'a> {
             onnx: onnx.ok_or(RunError::NoModel)?,
             run_id: Some(self.run.id.clone()),
             description: String::new(),
+            signature: None,
         };
         let parts = &self.training.0.parts;
         let by = By::new(&self.run.submitted_by, self.training.now());

@@ -27,6 +27,7 @@ mod flow_publish;
 mod flow_telemetry;
 mod flow_update;
 mod impostor;
+mod model_signing;
 #[cfg(feature = "outside")]
 mod outside;
 mod power_loss;

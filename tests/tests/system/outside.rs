@@ -1,7 +1,12 @@
 //! Against programs that are not ours: mosquitto as the broker, and a Python with the demo's own training script.
-//! `.ci/run` installs both.
+//! And `model_signing`, the reference implementation of OpenSSF Model Signing. `.ci/run` installs them.
 
-use std::{fs, net::TcpListener, path::Path, process::Command};
+use std::{
+    fs,
+    net::TcpListener,
+    path::Path,
+    process::{Command, Output},
+};
 
 use skerry_system_tests::{
     Device, Fleet, FleetConfig,
@@ -9,7 +14,10 @@ use skerry_system_tests::{
     process::Process,
 };
 
-use crate::PROGRAM;
+use crate::{
+    PROGRAM,
+    model_signing::{key_files, onnx, refused, strict_fleet},
+};
 
 /// The two files of mosquitto as the README shows them.
 fn readme_files() -> [String; 2] {
@@ -157,4 +165,110 @@ fn interop_the_demos_own_training_script_gives_the_committed_models_accuracy() {
     }
     let model = fleet.skerry_json(&["model", "show", MODEL]).unwrap();
     assert_eq!(model["versions"].as_array().unwrap().len(), 2);
+}
+
+/// Runs the program `model_signing` in `folder`. Where the feature is on, its absence is a mistake and no reason to skip.
+fn model_signing(folder: &Path, arguments: &[&str]) -> Output {
+    let program = std::env::var("SKERRY_TEST_MODEL_SIGNING").expect("SKERRY_TEST_MODEL_SIGNING names `model_signing`");
+    Command::new(program)
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn succeeds(output: &Output) {
+    let texts = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+    assert!(output.status.success(), "{texts:?}");
+}
+
+#[test]
+fn interop_model_signing_signs_and_we_verify() {
+    let keys = key_files();
+    let fleet = strict_fleet(keys.path());
+    let place = keys.path();
+    fs::create_dir_all(place.join("theirs/docs")).unwrap();
+    fs::copy(onnx(), place.join("theirs/model.onnx")).unwrap();
+    fs::write(place.join("theirs/docs/card.md"), "a card").unwrap();
+    // A name that sorts otherwise by code point than by component.
+    fs::write(place.join("theirs/docs.txt"), "a text").unwrap();
+    let file = |name: &str| place.join(name).display().to_string();
+    let (model, bundle, public) = (file("theirs/model.onnx"), file("theirs/model.sig"), file("public.pem"));
+    let register = |more: &[&str]| {
+        let arguments = [
+            "model",
+            "register",
+            "walker",
+            &model,
+            "--oms",
+            &bundle,
+            "--oms-key",
+            &public,
+        ];
+        fleet.skerry(&[arguments.as_slice(), more].concat()).unwrap()
+    };
+    let sign = |what: &str| {
+        let arguments = [
+            "sign",
+            "key",
+            what,
+            "--private_key",
+            "secret.pem",
+            "--signature",
+            "theirs/model.sig",
+        ];
+        succeeds(&model_signing(place, &arguments));
+    };
+    sign("theirs");
+    succeeds(&register(&[]));
+    let version = fleet.client().get("/api/v1/models/walker/versions/1").unwrap();
+    assert_eq!(version["signature"]["subject"], "theirs");
+
+    fs::write(place.join("theirs/more.txt"), "nobody signed this").unwrap();
+    refused(&register(&[]), "`more.txt` lies beside the signed files");
+    succeeds(&register(&["--ignore-unsigned"]));
+    fs::write(place.join("theirs/docs/card.md"), "another card").unwrap();
+    refused(&register(&["--ignore-unsigned"]), "`docs/card.md` has another content");
+
+    // A single file instead of a folder: whatever else lies there does not matter.
+    sign("theirs/model.onnx");
+    succeeds(&register(&[]));
+    let version = fleet.client().get("/api/v1/models/walker/versions/1").unwrap();
+    assert_eq!(version["signature"]["subject"], "model.onnx");
+}
+
+#[test]
+fn interop_we_sign_and_model_signing_verifies() {
+    let fleet = Fleet::start(PROGRAM).unwrap();
+    let keys = key_files();
+    let file = |name: &str| keys.path().join(name).display().to_string();
+    let (model, secret, out) = (onnx().display().to_string(), file("secret.pem"), file("ours"));
+    fleet.skerry_json(&["model", "register", "walker", &model]).unwrap();
+    let arguments = [
+        "model", "export", "walker", "1", "--oms", "--key", &secret, "--out", &out,
+    ];
+    fleet.skerry_json(&arguments).unwrap();
+    let verify = |key: &str| {
+        let arguments = [
+            "verify",
+            "key",
+            "ours",
+            "--signature",
+            "ours/model.sig",
+            "--public_key",
+            key,
+        ];
+        model_signing(keys.path(), &arguments)
+    };
+    succeeds(&verify("public.pem"));
+    assert!(
+        !verify("other-public.pem").status.success(),
+        "control case: it does check the key"
+    );
+    fs::write(keys.path().join("ours/model.onnx"), "other").unwrap();
+    assert!(
+        !verify("public.pem").status.success(),
+        "control case: it does check the file"
+    );
 }

@@ -26,8 +26,15 @@ pub(in crate::web) struct VersionRow {
     pub(in crate::web) registered: Moment,
     pub(in crate::web) run_id: Option<String>,
     pub(in crate::web) approved_by: Option<String>,
+    pub(in crate::web) signature: Option<SignatureCell>,
     pub(in crate::web) bundle: Option<BundleCell>,
     pub(in crate::web) devices: usize,
+}
+
+/// The signature that a version came with.
+pub(in crate::web) struct SignatureCell {
+    pub(in crate::web) key: String,
+    pub(in crate::web) subject: String,
 }
 
 /// The published bundle of a version.
@@ -75,6 +82,10 @@ impl VersionRow {
             registered: Moment::new(info.created_at_ms, now_ms),
             run_id: info.run_id.map(String::from),
             approved_by: info.approval.map(|approval| approval.by),
+            signature: info.signature.map(|signature| SignatureCell {
+                key: signature.key.chars().take(16).collect(),
+                subject: signature.subject,
+            }),
             bundle: bundle.map(|bundle| BundleCell {
                 size: bytes(bundle.total_bytes),
                 wire: bytes(bundle.wire_bytes),
