@@ -9,7 +9,13 @@ use std::{
 use anyhow::Context;
 use rumqttc::QoS;
 use skerry_inference::Runtime;
-use skerry_shared::{desired::ReportedError, id::BootId, schema::Envelope, time::NONCE_BYTES, topic::Channel};
+use skerry_shared::{
+    desired::ReportedError,
+    id::{BootId, ModelName},
+    schema::Envelope,
+    time::NONCE_BYTES,
+    topic::Channel,
+};
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +25,7 @@ use crate::{
     enroll::Identity,
     fetch::Fetcher,
     link::{self, FromBroker},
-    record::Keeper,
+    record::{Installed, Keeper},
     renew::Renewal,
     report::{self, Facts},
     serve,
@@ -51,8 +57,13 @@ pub(crate) struct Options {
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often a report is repeated when nothing changes: the last one may be lost, and so may what it answers.
 const REPORT_EVERY: Duration = Duration::from_secs(300);
-/// How often newer metadata is looked for while there is nothing to install: a timestamp lives for a day.
-const LOOK_EVERY: Duration = Duration::from_secs(6 * 3600);
+/// How often the metadata is looked at when nothing else asks for it: what was blocked is learned, and a root that was
+/// rotated. One look is two small files.
+const REFRESH_EVERY: Duration = Duration::from_secs(3600);
+/// After a look that failed.
+const REFRESH_RETRY: Duration = Duration::from_secs(60);
+/// Between looks that are caused by messages whose signers we do not know: anybody at the broker can send such.
+const REFRESH_PAUSE: Duration = Duration::from_secs(5);
 /// How long requests under way may take to end at shutdown; what they count is still collected.
 const API_DRAIN: Duration = Duration::from_secs(5);
 
@@ -142,7 +153,6 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
     let mut agent = Agent {
         clock,
         asking: Asking::default(),
-        looked_at: Instant::now(),
         disk,
         state_dir: options.state_dir.clone(),
         identity,
@@ -156,11 +166,19 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
         seq: 0,
         reported_at: Instant::now(),
         refused: None,
+        unverified: None,
+        refresh_at: Instant::now() + REFRESH_EVERY,
+        looked_at: None,
         worker: Some(worker),
         running: None,
         pulse: Pulse::default(),
     };
+    // Inference comes first, but not with what is known to be blocked.
+    let left = agent.leave_blocked();
     agent.start_serving().await;
+    for (model, _) in left {
+        tracing::warn!(model.name = %model, "a blocked bundle was left");
+    }
     watchdog::ready();
     tokio::spawn(watchdog::run(agent.pulse.clone(), listens, shutdown.clone()));
     agent.turn(Event::Started);
@@ -197,8 +215,6 @@ pub(crate) fn open_state(
 struct Agent {
     clock: Clock,
     asking: Asking,
-    /// When newer metadata was last looked for.
-    looked_at: Instant,
     disk: Disk,
     state_dir: PathBuf,
     identity: Identity,
@@ -212,6 +228,12 @@ struct Agent {
     seq: u64,
     reported_at: Instant,
     refused: Option<ReportedError>,
+    /// A desired state whose signers are not known: a newer root may name them.
+    unverified: Option<Vec<u8>>,
+    /// When the metadata is looked at again, if there is nothing else to do.
+    refresh_at: Instant,
+    /// When it was looked at last.
+    looked_at: Option<Instant>,
     /// With the effect that runs, or here.
     worker: Option<Worker>,
     running: Option<Running>,
@@ -221,8 +243,23 @@ struct Agent {
 
 /// The effect that runs.
 struct Running {
-    task: JoinHandle<(Worker, Event)>,
+    task: JoinHandle<(Worker, Ended)>,
     cancel: CancellationToken,
+}
+
+/// What a worker comes back with.
+enum Ended {
+    /// An effect of the update machine.
+    Effect(Event),
+    /// A look at the metadata.
+    Refresh(Result<(), ReportedError>),
+}
+
+/// Whether a desired state was refused before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    First,
+    Second,
 }
 
 impl Agent {
@@ -257,9 +294,18 @@ impl Agent {
                 done = async { match running { Some(task) => task.await, None => std::future::pending().await } } => {
                     self.running = None;
                     match done {
-                        Ok((worker, event)) => {
+                        Ok((worker, ended)) => {
                             self.worker = Some(worker);
-                            self.turn(event);
+                            self.obey_blocks().await;
+                            match ended {
+                                Ended::Effect(event) => {
+                                    if matches!((&self.keeper.get().update, &event), (State::Sync { .. }, Event::Done)) {
+                                        self.looked(REFRESH_EVERY);
+                                    }
+                                    self.turn(event);
+                                }
+                                Ended::Refresh(result) => self.refreshed(result),
+                            }
                         }
                         // Its worker is gone with it: a new start repeats the effect, and counts.
                         Err(error) => return Err(error).context("an update step ended badly"),
@@ -269,9 +315,11 @@ impl Agent {
                     Some(FromBroker::Connected) => {
                         self.ask_for_the_time();
                         self.report();
+                        self.refresh_at = Instant::now();
+                        self.refresh_if_due();
                     }
                     Some(FromBroker::Time(bytes)) => self.on_time(&bytes),
-                    Some(FromBroker::Desired(bytes)) => self.on_desired(&bytes),
+                    Some(FromBroker::Desired(bytes)) => self.on_desired(&bytes, Attempt::First),
                     None => return Ok(()),
                 },
                 _ = tick.tick() => {
@@ -281,9 +329,7 @@ impl Agent {
                         self.begin(effect_of(&self.keeper.get().update));
                     }
                     self.keep_time();
-                    if self.looked_at.elapsed() >= LOOK_EVERY {
-                        self.look_around();
-                    }
+                    self.refresh_if_due();
                     let have = self.progress.have.load(Ordering::Relaxed);
                     if have != last_progress || self.reported_at.elapsed() >= REPORT_EVERY {
                         last_progress = have;
@@ -342,14 +388,95 @@ impl Agent {
 
     fn spawn(&mut self, job: Job, work: Work) {
         let Some(mut worker) = self.worker.take() else { return };
+        if let Work::Fetch(Fetch::Metadata) = work {
+            self.looked_at = Some(Instant::now());
+        }
         let record = self.keeper.get();
         let cancel = CancellationToken::new();
         let token = cancel.clone();
         let task = tokio::spawn(async move {
             let event = worker.work(work, &job, &record, &token).await;
-            (worker, event)
+            (worker, Ended::Effect(event))
         });
         self.running = Some(Running { task, cancel });
+    }
+
+    /// Looks at the metadata, if it is time and there is nothing else to do.
+    fn refresh_if_due(&mut self) {
+        if self.running.is_some() || self.keeper.get().update != State::Idle || Instant::now() < self.refresh_at {
+            return;
+        }
+        let Some(mut worker) = self.worker.take() else { return };
+        self.looked_at = Some(Instant::now());
+        let cancel = CancellationToken::new();
+        let token = cancel.clone();
+        let task = tokio::spawn(async move {
+            let result = worker.look_again(&token).await;
+            (worker, Ended::Refresh(result))
+        });
+        self.running = Some(Running { task, cancel });
+    }
+
+    /// Puts the next look off, unless there was a reason for another one since this one began.
+    fn looked(&mut self, next: Duration) {
+        if self.looked_at.is_some_and(|at| self.refresh_at <= at) {
+            self.refresh_at = Instant::now() + next;
+        }
+    }
+
+    fn refreshed(&mut self, result: Result<(), ReportedError>) {
+        match result {
+            Ok(()) => {
+                self.looked(REFRESH_EVERY);
+                if let Some(bytes) = self.unverified.take() {
+                    self.on_desired(&bytes, Attempt::Second);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(
+                    code = error.code,
+                    error = error.message,
+                    "the metadata is not up to date"
+                );
+                self.looked(REFRESH_RETRY);
+            }
+        }
+        if self.running.is_none() && self.keeper.get().update == State::Idle {
+            self.look_for_work();
+        }
+    }
+
+    /// Drops bundles that signed metadata blocks from the slots, and says what shall serve instead.
+    fn leave_blocked(&self) -> Vec<(ModelName, Option<Installed>)> {
+        let Some(worker) = &self.worker else { return Vec::new() };
+        match decide::leave_blocked(&self.keeper, &worker.trust) {
+            Ok(left) => left,
+            Err(error) => {
+                log_disk(error);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Lets nothing serve that the metadata has come to block.
+    async fn obey_blocks(&mut self) {
+        let left = self.leave_blocked();
+        if left.is_empty() {
+            return;
+        }
+        let Some(mut worker) = self.worker.take() else { return };
+        let served = tokio::task::spawn_blocking(move || {
+            for (model, installed) in &left {
+                tracing::warn!(model.name = %model, "a blocked bundle is left");
+                worker.serve_instead(model, installed.as_ref());
+            }
+            worker
+        });
+        match served.await {
+            Ok(worker) => self.worker = Some(worker),
+            Err(error) => tracing::error!(%error, "leaving a blocked bundle ended badly"),
+        }
+        self.report();
     }
 
     /// Idle: drop what is not wanted any more, clean up, take the next job.
@@ -369,7 +496,10 @@ impl Agent {
                 self.progress.begin();
                 self.turn(Event::Wanted(job));
             }
-            None => self.report(),
+            None => {
+                self.report();
+                self.refresh_if_due();
+            }
         }
     }
 
@@ -421,22 +551,6 @@ impl Agent {
         }
     }
 
-    /// Looks for newer metadata while there is nothing else to do.
-    fn look_around(&mut self) {
-        if self.running.is_some() || self.keeper.get().update != State::Idle {
-            return;
-        }
-        let Some(mut worker) = self.worker.take() else { return };
-        self.looked_at = Instant::now();
-        let cancel = CancellationToken::new();
-        let token = cancel.clone();
-        let task = tokio::spawn(async move {
-            worker.look_around(&token).await;
-            (worker, Event::Done)
-        });
-        self.running = Some(Running { task, cancel });
-    }
-
     fn alarms(&self) -> Vec<ReportedError> {
         let alarm = |code: &str, message: &str| ReportedError {
             code: code.to_owned(),
@@ -458,33 +572,48 @@ impl Agent {
         alarms
     }
 
-    fn on_desired(&mut self, bytes: &[u8]) {
-        let device = &self.identity.device_id;
-        let trust = self.with_trust(|trust| trust.desired(bytes, device));
-        let desired = match trust {
-            Ok(desired) => desired,
+    fn on_desired(&mut self, bytes: &[u8], attempt: Attempt) {
+        let record = self.keeper.get();
+        let judged = self.with_trust(|trust| {
+            let signed = trust.desired(bytes, &self.identity.device_id)?;
+            let news = decide::is_news(&record, trust, &signed);
+            Ok((signed, news))
+        });
+        let (signed, news) = match judged {
+            Ok(judged) => judged,
             Err(error) => {
                 tracing::warn!(code = error.code(), "a desired state is refused");
+                // Its key may be newer than our root. Whoever sends rubbish can make us look once per pause.
+                if error.code() == "sig_threshold" && attempt == Attempt::First {
+                    self.unverified = Some(bytes.to_vec());
+                    let now = Instant::now();
+                    let soon = self.looked_at.map_or(now, |at| now.max(at + REFRESH_PAUSE));
+                    self.refresh_at = self.refresh_at.min(soon);
+                }
                 self.refused = Some(error.report());
-                return self.report();
+                self.report();
+                return self.refresh_if_due();
             }
         };
         // Whatever was refused before, the control plane's own word has arrived now.
         let complained = self.refused.take().is_some();
-        let known = self.keeper.get().desired.as_ref().map(|desired| desired.generation);
-        if known.is_some_and(|known| desired.generation <= known) {
+        if !news {
             if complained {
                 self.report();
             }
             return;
         }
-        tracing::info!(generation = desired.generation.0, "a new desired state");
-        if let Err(error) = decide::accept(&self.keeper, &self.clock, desired) {
+        tracing::info!(generation = signed.desired.generation.0, "a new desired state");
+        if let Err(error) = decide::accept(&self.keeper, &self.clock, signed) {
             return log_disk(error);
         }
+        // It may have come because something is blocked now.
+        self.refresh_at = Instant::now();
         let still_wanted = self.keeper.get().update.job().is_some_and(|job| self.wants(job));
         match (&self.running, &self.keeper.get().update) {
             (None, State::Idle) => self.look_for_work(),
+            // A look at the metadata: the work looks too.
+            (Some(running), State::Idle) => running.cancel.cancel(),
             // The worker answers with `Superseded`.
             (
                 Some(running),

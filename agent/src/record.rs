@@ -27,6 +27,8 @@ use crate::{
 pub(crate) struct Record {
     /// The newest accepted intent.
     pub(crate) desired: Option<Desired>,
+    /// The keys that signed it, in hexadecimal: its generation holds older ones back for as long as they count.
+    pub(crate) desired_by: Vec<String>,
     /// Installed bundles.
     pub(crate) slots: BTreeMap<ModelName, Slots>,
     /// The update under way.

@@ -5,13 +5,14 @@
 
 use std::path::{Path, PathBuf};
 
+use ed25519_dalek::VerifyingKey;
 use skerry_shared::{
     bundle::{MANIFEST_NAME, Manifest, Resource},
     chunk::{ChunkIndex, ChunkIndexError, FileEntry},
     desired::{BundleAssignment, DESIRED_PAYLOAD_TYPE, Desired, ReportedError},
     digest::Digest,
     dsse::{DsseError, Envelope as DsseEnvelope, Signers},
-    id::{DeviceId, Platform},
+    id::{DeviceId, ModelName, ModelVersion, Platform},
     schema::{Envelope, EnvelopeError},
     time::{TIME_PAYLOAD_TYPE, TimeAnswer},
     transfer::Object,
@@ -23,6 +24,7 @@ use skerry_tuf::{
 use crate::{
     disk::{Access, Disk, DiskError},
     fetch::{FetchError, Fetcher},
+    record::Installed,
     store::Store,
 };
 
@@ -48,10 +50,7 @@ pub(crate) enum VerifyError {
     #[error("bundle `{target}` is blocked: {reason}")]
     Blocked { target: String, reason: String },
     #[error("version {version} is below {lowest}, the lowest that signed metadata allows")]
-    MinRelease {
-        version: skerry_shared::id::ModelVersion,
-        lowest: u64,
-    },
+    MinRelease { version: ModelVersion, lowest: u64 },
     #[error("the chunk index is refused")]
     Index(#[from] ChunkIndexError),
     #[error("the bundle has no readable manifest")]
@@ -120,6 +119,18 @@ impl VerifyError {
     }
 }
 
+/// A desired state that enough keys signed.
+#[derive(Debug)]
+pub(crate) struct SignedDesired {
+    pub(crate) desired: Desired,
+    /// Those keys, in hexadecimal.
+    pub(crate) signed_by: Vec<String>,
+}
+
+fn key_in_hex(key: &VerifyingKey) -> String {
+    hex::encode(key.as_bytes())
+}
+
 /// The trusted metadata with its place on disk.
 pub(crate) struct Trust {
     disk: Disk,
@@ -154,15 +165,60 @@ impl Trust {
         self.set.floors()
     }
 
-    /// Checks a signed desired state for this device.
-    pub(crate) fn desired(&self, bytes: &[u8], device: &DeviceId) -> Result<Desired, VerifyError> {
+    /// The keys that may sign a desired state.
+    fn assigners(&self) -> Result<Signers, VerifyError> {
         let keys = self.set.root().assignment_keys().ok_or(VerifyError::NoAssignmentKey)?;
-        let payload = DsseEnvelope::from_json(bytes)?.verify(DESIRED_PAYLOAD_TYPE, &signers(&keys))?;
+        Ok(signers(&keys))
+    }
+
+    /// Checks a signed desired state for this device.
+    pub(crate) fn desired(&self, bytes: &[u8], device: &DeviceId) -> Result<SignedDesired, VerifyError> {
+        let signers = self.assigners()?;
+        let envelope = DsseEnvelope::from_json(bytes)?;
+        let payload = envelope.verify(DESIRED_PAYLOAD_TYPE, &signers)?;
         let desired = Desired::from_json(&payload)?;
         if desired.device != *device {
             return Err(VerifyError::OtherDevice(desired.device));
         }
-        Ok(desired)
+        let signed = |key: &&VerifyingKey| {
+            let alone = Signers {
+                keys: vec![**key],
+                threshold: 1,
+            };
+            envelope.verify(DESIRED_PAYLOAD_TYPE, &alone).is_ok()
+        };
+        let signed_by = signers.keys.iter().filter(signed).map(key_in_hex).collect();
+        Ok(SignedDesired { desired, signed_by })
+    }
+
+    /// True when the keys that signed an earlier intent could sign it today. If root has taken them away, whoever stole them
+    /// may have signed the highest generation: then that intent holds nothing back (as §5.3.11 has it for metadata).
+    pub(crate) fn still_assigns(&self, signed_by: &[String]) -> bool {
+        // Nobody knows who signed it: it holds.
+        if signed_by.is_empty() {
+            return true;
+        }
+        self.assigners().is_ok_and(|signers| {
+            let held = signers.keys.iter().filter(|key| signed_by.contains(&key_in_hex(key)));
+            held.count() >= signers.threshold
+        })
+    }
+
+    /// Why an installed bundle must not serve, if the newest targets metadata that was accepted blocks it. That it may have
+    /// expired does not matter: nobody can take a word back by keeping the next one from us.
+    pub(crate) fn blocked(&self, installed: &Installed) -> Option<ReportedError> {
+        let blocked = self.set.targets()?.blocked("", installed.index.as_bytes())?;
+        let error = VerifyError::Blocked {
+            target: format!("version {}", installed.version),
+            reason: blocked.reason.clone(),
+        };
+        Some(error.report())
+    }
+
+    /// True when the device may go back to an installed bundle by itself.
+    pub(crate) fn may_return_to(&self, model: &ModelName, installed: &Installed) -> bool {
+        let lowest = self.set.targets().map(|targets| targets.min_release(model.as_str()));
+        self.blocked(installed).is_none() && installed.version.0 >= lowest.unwrap_or(0)
     }
 
     /// Checks a signed time for this device.
@@ -282,7 +338,7 @@ impl Trust {
 }
 
 fn signers(keys: &KeySet) -> Signers {
-    let key = |bytes: [u8; 32]| ed25519_dalek::VerifyingKey::from_bytes(&bytes).ok();
+    let key = |bytes: [u8; 32]| VerifyingKey::from_bytes(&bytes).ok();
     let keys_of = keys.keys.values().filter_map(|key| key.ed25519_bytes());
     Signers {
         keys: keys_of.filter_map(key).collect(),
@@ -329,7 +385,7 @@ impl VerifiedBundle {
 pub(crate) fn bundle(
     store: &Store,
     digest: Digest,
-    assigned: (&skerry_shared::id::ModelName, skerry_shared::id::ModelVersion),
+    assigned: (&ModelName, ModelVersion),
     platform: &Platform,
 ) -> Result<VerifiedBundle, VerifyError> {
     let index = store

@@ -132,6 +132,32 @@ impl Worker {
         Ok(self.store.put_index(job.assignment.index, &bytes)?)
     }
 
+    /// Brings the metadata up to date while there is nothing else to do, or until there is: what was blocked is learned, and
+    /// whoever holds the metadata back is noticed.
+    pub(crate) async fn look_again(&mut self, cancel: &CancellationToken) -> Result<(), ReportedError> {
+        let now_ms = self.clock.now().ms;
+        tokio::select! {
+            result = self.refresh(now_ms) => result.map_err(|error| error.report()),
+            () = cancel.cancelled() => Err(ReportedError {
+                code: "superseded".to_owned(),
+                message: "there is something else to do".to_owned(),
+            }),
+        }
+    }
+
+    /// Lets what is left of a model serve after a bundle was blocked.
+    pub(crate) fn serve_instead(&mut self, model: &ModelName, installed: Option<&Installed>) {
+        let served = installed.map(|installed| self.serve_installed(model, installed));
+        match served {
+            Some(Ok(())) => {}
+            None => self.serving.remove(model),
+            Some(Err(error)) => {
+                tracing::error!(model.name = %model, code = error.code, error = error.message, "cannot serve the previous bundle");
+                self.serving.remove(model);
+            }
+        }
+    }
+
     /// Brings the metadata up to date.
     pub(crate) async fn refresh(&mut self, now_ms: u64) -> Result<(), VerifyError> {
         let keeper = self.keeper.clone();
@@ -143,18 +169,6 @@ impl Worker {
             Err(_) => {}
         }
         refreshed
-    }
-
-    /// Looks for newer metadata though there is nothing to install: whoever holds it back is noticed.
-    pub(crate) async fn look_around(&mut self, cancel: &CancellationToken) {
-        let now_ms = self.clock.now().ms;
-        let looked = tokio::select! {
-            looked = self.refresh(now_ms) => looked,
-            () = cancel.cancelled() => return,
-        };
-        if let Err(error) = looked {
-            tracing::warn!(code = error.code(), %error, "the metadata cannot be brought up to date");
-        }
     }
 
     async fn download(&mut self, job: &Job, record: &Record) -> Result<(), VerifyError> {

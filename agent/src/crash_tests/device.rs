@@ -123,10 +123,9 @@ impl Device<'_> {
 
     /// A signed intent arrives.
     pub(crate) fn desired(&self, bytes: &[u8]) -> anyhow::Result<()> {
-        let desired = self.worker.trust.desired(bytes, &device())?;
-        let known = self.record().desired.as_ref().map(|desired| desired.generation);
-        if known < Some(desired.generation) {
-            decide::accept(&self.keeper, &self.clock, desired)?;
+        let signed = self.worker.trust.desired(bytes, &device())?;
+        if decide::is_news(&self.record(), &self.worker.trust, &signed) {
+            decide::accept(&self.keeper, &self.clock, signed)?;
         }
         Ok(())
     }
@@ -171,6 +170,14 @@ impl Device<'_> {
         self.worker.fetcher = plane.fetcher();
         let refreshed = self.worker.refresh(self.clock.now().ms);
         Ok(self.rig.tokio.block_on(refreshed)?)
+    }
+
+    /// Obeys what the metadata has come to block.
+    pub(crate) fn leave_blocked(&mut self) -> anyhow::Result<()> {
+        for (model, installed) in decide::leave_blocked(&self.keeper, &self.worker.trust)? {
+            self.worker.serve_instead(&model, installed.as_ref());
+        }
+        Ok(())
     }
 
     fn work(&mut self, work: Work, job: &Job) -> Event {

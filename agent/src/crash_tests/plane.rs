@@ -39,7 +39,7 @@ pub(crate) struct Published {
     chunks: BTreeMap<Digest, Vec<Vec<u8>>>,
     targets: BTreeMap<TargetName, TargetFile>,
     /// What the targets metadata forbids.
-    extension: TargetsExtension,
+    pub(crate) extension: TargetsExtension,
     expires: Option<UnixTime>,
 }
 
@@ -68,8 +68,9 @@ fn targets_key() -> SigningKey {
     SigningKey::from_seed(&[4; 32])
 }
 
-fn assignment_key() -> ed25519_dalek::SigningKey {
-    ed25519_dalek::SigningKey::from_bytes(&[5; 32])
+/// Rotated together with the other online keys.
+fn assignment_key(keys: Keys) -> ed25519_dalek::SigningKey {
+    ed25519_dalek::SigningKey::from_bytes(&[if keys == Keys::First { 5 } else { 15 }; 32])
 }
 
 /// When roots expire, and everything else too unless a test says otherwise.
@@ -100,7 +101,7 @@ fn target(version: u64) -> TargetName {
 impl Plane {
     /// Publishes a root, signed by the one root key, and returns it.
     pub(crate) fn root(&self, version: u64, keys: Keys) -> Vec<u8> {
-        let assignment = SigningKey::from_seed(assignment_key().as_bytes());
+        let assignment = SigningKey::from_seed(assignment_key(keys).as_bytes());
         let root = new_root(NewRoot {
             version,
             expires: expires(),
@@ -226,11 +227,6 @@ impl Plane {
         published.blobs.insert(Digest::of(&index), index);
     }
 
-    /// The signed intent that asks for this version.
-    pub(crate) fn desired(&self, generation: u64, version: u64) -> Vec<u8> {
-        self.desired_with(generation, version, false)
-    }
-
     /// Blocks a bundle in the metadata that is signed next.
     pub(crate) fn block(&self, version: u64) {
         let mut published = self.0.lock().unwrap();
@@ -249,15 +245,20 @@ impl Plane {
         published.extension.min_release.insert(model().to_string(), version);
     }
 
-    /// The same for a device that may be below the lowest version, or not.
-    pub(crate) fn desired_with(&self, generation: u64, version: u64, allow_downgrade: bool) -> Vec<u8> {
+    /// The signed intent that asks for this version.
+    pub(crate) fn desired(&self, generation: u64, version: u64) -> Vec<u8> {
+        self.desired_by(Keys::First, generation, version, false)
+    }
+
+    /// The same, by other keys, for a device that may be below the lowest version.
+    pub(crate) fn desired_by(&self, keys: Keys, generation: u64, version: u64, allow_downgrade: bool) -> Vec<u8> {
         let published = self.0.lock().unwrap();
         let index = *published.targets[&target(version)].sha256().as_ref().unwrap();
         let desired = Desired {
             schema: SchemaVersion::CURRENT,
             device: device(),
             generation: Generation(generation),
-            issued_at_ms: 1_790_000_000_000 + generation,
+            issued_at_ms: 1_790_000_000_000 + generation.min(1000),
             bundles: vec![BundleAssignment {
                 model: model(),
                 version: ModelVersion(version),
@@ -268,7 +269,7 @@ impl Plane {
                 allow_downgrade,
             }],
         };
-        let sign = |message: &[u8]| assignment_key().sign(message).to_bytes();
+        let sign = |message: &[u8]| assignment_key(keys).sign(message).to_bytes();
         dsse::Envelope::sign(DESIRED_PAYLOAD_TYPE, &desired.to_json(), "assignment", sign).to_json()
     }
 

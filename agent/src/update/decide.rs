@@ -15,10 +15,10 @@ use super::{
 use crate::{
     clock::Clock,
     disk::DiskError,
-    record::{Installed, Keeper},
+    record::{Installed, Keeper, Record},
     report,
     store::Store,
-    verify::VerifyError,
+    verify::{SignedDesired, Trust, VerifyError},
 };
 
 /// What an update has cost on the link.
@@ -35,13 +35,25 @@ pub(crate) fn advance(keeper: &Keeper, event: Event) -> Result<Effect, DiskError
     Ok(effect)
 }
 
+/// True for an intent newer than the known one. A generation that a stolen key has signed holds nothing back once root has
+/// taken that key away.
+pub(crate) fn is_news(record: &Record, trust: &Trust, signed: &SignedDesired) -> bool {
+    let Some(known) = &record.desired else { return true };
+    signed.desired.generation > known.generation || !trust.still_assigns(&record.desired_by)
+}
+
 /// Takes a newer intent, and the time when it was signed.
-pub(crate) fn accept(keeper: &Keeper, clock: &Clock, desired: Desired) -> Result<(), DiskError> {
+pub(crate) fn accept(
+    keeper: &Keeper,
+    clock: &Clock,
+    SignedDesired { desired, signed_by }: SignedDesired,
+) -> Result<(), DiskError> {
     let record = keeper.get();
     let before_ms = record.desired.as_ref().map_or(0, |before| before.issued_at_ms);
     clock.learn_intent(desired.issued_at_ms, before_ms);
     let floor_ms = clock.floor_ms();
     keeper.change(|record| {
+        record.desired_by = signed_by;
         record.time_floor_ms = floor_ms;
         record.desired = Some(desired);
     })
@@ -86,6 +98,37 @@ pub(crate) fn give_up_current(keeper: &Keeper, model: &ModelName, error: Reporte
         };
         record.outcomes.insert(model.clone(), outcome);
     })
+}
+
+/// Leaves what signed metadata has come to block: the bundle before it takes its place, if the device may return to it. Says
+/// for each such model what shall serve now.
+pub(crate) fn leave_blocked(keeper: &Keeper, trust: &Trust) -> Result<Vec<(ModelName, Option<Installed>)>, DiskError> {
+    let mut left = Vec::new();
+    keeper.change(|record| {
+        let desired = record.desired.as_ref();
+        let generation = desired.map(|desired| desired.generation).unwrap_or_default();
+        for (model, slots) in &mut record.slots {
+            // What is blocked is nothing to return to, now or after a later failure.
+            slots.previous.take_if(|previous| trust.blocked(previous).is_some());
+            let Some(current) = &slots.current else { continue };
+            let Some(error) = trust.blocked(current) else { continue };
+            let outcome = Outcome {
+                generation,
+                model: model.clone(),
+                version: current.version,
+                rollout: None,
+                result: OutcomeResult::Failed(error),
+                wire_bytes: 0,
+                resumed_downloads: 0,
+            };
+            record.outcomes.insert(model.clone(), outcome);
+            record.failed.insert(model.clone(), (current.index, generation));
+            let previous = slots.previous.take();
+            slots.current = previous.filter(|previous| trust.may_return_to(model, previous));
+            left.push((model.clone(), slots.current.clone()));
+        }
+    })?;
+    Ok(left)
 }
 
 /// Makes the candidate the current bundle. The update ends with the same write: a start in state Commit means that the slots
