@@ -287,6 +287,13 @@ impl MqttAccess {
     }
 }
 
+/// The secret part of an enrolment token.
+fn secret_of(token: &str) -> Result<Vec<u8>, Problem> {
+    let secret = token.strip_prefix("skt_").and_then(|token| token.split_once('.'));
+    let secret = secret.and_then(|(secret, _)| URL_SAFE_NO_PAD.decode(secret).ok());
+    secret.ok_or_else(|| Problem::bad_request("the enrolment token is malformed"))
+}
+
 /// Reads a request for a certificate.
 fn parse_request(pem: &str) -> Result<Request, Problem> {
     let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes());
@@ -350,15 +357,11 @@ async fn enroll(State(app): State<Arc<App>>, JsonBody(body): JsonBody<EnrollBody
     if body.agent_version.len() > 64 {
         return Err(Problem::refused("agent_version must have at most 64 bytes"));
     }
+    let secret = body.token.as_deref().map(secret_of).transpose()?;
     let request = parse_request(&body.request)?;
     let public_key = request.public_key_hex();
-    let (credential, given) = match &body.token {
-        Some(token) => {
-            let secret = token.strip_prefix("skt_").and_then(|token| token.split_once('.'));
-            let secret = secret.and_then(|(secret, _)| URL_SAFE_NO_PAD.decode(secret).ok());
-            let secret = secret.ok_or_else(|| Problem::bad_request("the enrolment token is malformed"))?;
-            (Credential::Token(secret), None)
-        }
+    let (credential, given) = match secret {
+        Some(secret) => (Credential::Token(secret), None),
         None => {
             let fingerprint = request.fingerprint();
             let asked = Asked {

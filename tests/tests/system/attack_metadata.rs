@@ -208,6 +208,13 @@ fn attack_rollback_of_the_assignment() {
 fn attack_rollback_after_a_power_cut_tore_the_state() {
     let mut scene = Scene::set();
     scene.accepts(scene.after.clone());
+    // One more intent, so that both copies of the record know version 2.
+    let again = scene.desired("dev-1", 2);
+    let signed = scene.keys.online.sign_desired(&again);
+    scene.broker.publish("skerry/v1/d/dev-1/desired", true, signed);
+    scene.wait_for_report("the device to take it", |reported| {
+        (reported.generation == again.generation).then_some(())
+    });
     scene.device.kill().unwrap();
     // The newer copy of the record is torn, and the metadata files are gone.
     let copies = ["state-a", "state-b"].map(|name| scene.device.state_dir.join(name));

@@ -13,6 +13,7 @@
 //! | install → run | `flow_a_rollout_reaches_a_device_over_the_link_and_its_model_answers` |
 //! | run → spool ══ MQTT ══▶ telemetry | `flow_what_a_device_counts_is_stored_once_and_can_be_asked_for` |
 //! | run → back to the data set, offline | `flow_a_device_proves_offline_where_its_model_comes_from` |
+//! | keys that change, and what is taken back | `flow_two_of_three_people_rotate_every_key_while_a_device_is_away`, `flow_a_blocked_version_is_left_and_cannot_be_rolled_out` |
 //! | all of them | `flow_the_demo_holds_everything_it_claims` |
 #![allow(clippy::unwrap_used)]
 
@@ -21,6 +22,7 @@ mod attack_metadata;
 mod attack_transfer;
 mod bad_input;
 mod flow_identity;
+mod flow_keys;
 mod flow_loop;
 mod flow_provenance;
 mod flow_publish;
