@@ -12,9 +12,9 @@ use super::role::name_of;
 #[derive(Debug)]
 pub enum Draft {
     /// A root: it needs a threshold of the root before it and of its own keys.
-    Root(Signed<Root>),
+    Root(Box<Signed<Root>>),
     /// Targets metadata.
-    Targets(Signed<Targets>),
+    Targets(Box<Signed<Targets>>),
 }
 
 /// One threshold that a draft must meet.
@@ -54,8 +54,10 @@ impl Draft {
     pub fn parse(bytes: &[u8]) -> Result<Draft, Error> {
         let limits = Limits::default();
         match Signed::parse(bytes, &limits) {
-            Ok(root) => Ok(Draft::Root(root)),
-            Err(Error::WrongType { .. }) => Signed::parse(bytes, &limits).map(Draft::Targets),
+            Ok(root) => Ok(Draft::Root(Box::new(root))),
+            Err(Error::WrongType { .. }) => {
+                Signed::parse(bytes, &limits).map(|targets| Draft::Targets(Box::new(targets)))
+            }
             Err(error) => Err(error),
         }
     }

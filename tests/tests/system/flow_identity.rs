@@ -186,7 +186,7 @@ fn flow_a_device_without_a_token_waits_until_its_fingerprint_is_approved() {
         .skerry_json(&["device", "approve", &shown[..12], "--label", "site=north"])
         .unwrap();
     assert!(waiting.wait().unwrap().success());
-    let mut device = Device::enrolled(&fleet.program().to_owned(), &state_dir, "kitchen-1").unwrap();
+    let mut device = Device::enrolled(fleet.program(), &state_dir, "kitchen-1").unwrap();
     device.start().unwrap();
     fleet
         .wait("the device to connect", || {

@@ -128,7 +128,12 @@ fn flow_a_device_proves_offline_where_its_model_comes_from() {
         assert!(!files.is_empty(), "{folder}");
         for file in files {
             let path = file.unwrap().path();
-            assert_eq!(broken_places(&device, &path), [current.clone()], "{}", path.display());
+            assert_eq!(
+                broken_places(&device, &path),
+                std::slice::from_ref(&current),
+                "{}",
+                path.display()
+            );
         }
     }
     assert!(prove(&device).0);

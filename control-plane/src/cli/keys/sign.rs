@@ -257,7 +257,7 @@ fn current_targets(folder: &KeysFolder, file: Option<&Path>, global: &Global) ->
     let root = folder.root()?;
     let current = Signed::<Targets>::parse(&bytes, &Limits::default());
     let current = current.context("the current targets metadata is unusable")?;
-    let demand = Draft::Targets(current.clone()).demands(&root);
+    let demand = Draft::Targets(Box::new(current.clone())).demands(&root);
     if !demand.iter().all(Demand::is_met) {
         bail!(
             "the current targets metadata is not signed by enough targets keys of root version {}; \
