@@ -33,7 +33,7 @@ use crate::{
     store::Store,
     telemetry::{self, spool::TelemetryStatus},
     time_request::Asking,
-    tls::{self, DeviceCertificate, DeviceKey},
+    tls,
     update::{
         Effect, Event, Job, State,
         decide::{self, Cost},
@@ -75,9 +75,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
     let disk = Disk::real();
     let identity = Identity::read(&disk, &options.state_dir)?;
     let _lock = disk::lock(&options.state_dir)?;
-    let key = DeviceKey::read(&disk, &options.state_dir)?
-        .context("device.key is missing: enrol again with an empty state folder")?;
-    let certificate = Arc::new(DeviceCertificate::read(&disk, &options.state_dir, &key)?);
+    let (key, certificate) = tls::read_own(&disk, &options.state_dir)?;
     let mut boot = [0; 16];
     getrandom::fill(&mut boot).context("no randomness from the system")?;
     let boot_id: BootId = hex::encode(boot).parse().expect("sixteen bytes are 32 hex digits");

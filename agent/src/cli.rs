@@ -154,7 +154,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
                 .map(|device| say(&format!("enrolled as {device}")))
         }
         Command::Fingerprint { state_dir } => {
-            enroll::fingerprint(&state_dir).map(|fingerprint| say(&fingerprint.to_hex()))
+            enroll::fingerprint(&Disk::real(), &state_dir).map(|fingerprint| say(&fingerprint.to_hex()))
         }
         Command::Run {
             state_dir,

@@ -1,7 +1,8 @@
 //! Enrolment: the device makes its key, shows a one-time token, and learns who it is and whom to trust.
 //!
 //! Invariant: the root metadata and the certificate authority that are stored are those whose digests the token carries, and
-//! the token is shown to nobody else.
+//! the token is shown to nobody else. The identity is written last, and the key before anybody sees it: after a power cut the
+//! device is enrolled and whole, or it asks again with the same key.
 
 use std::{path::Path, time::Duration};
 
@@ -118,8 +119,9 @@ enum EnrollAnswer {
     },
 }
 
+/// What the control plane says to a device that it takes.
 #[derive(Deserialize)]
-struct Answer {
+pub(crate) struct Answer {
     device_id: DeviceId,
     certificate: Certificate,
     mqtt: MqttAccess,
@@ -195,10 +197,9 @@ impl Credential {
 }
 
 /// The fingerprint of this device's key, which is made if there is none.
-pub(crate) fn fingerprint(state_dir: &Path) -> anyhow::Result<Digest> {
-    let disk = Disk::real();
+pub(crate) fn fingerprint(disk: &Disk, state_dir: &Path) -> anyhow::Result<Digest> {
     disk.make_folder(state_dir)?;
-    Ok(DeviceKey::make(&disk, state_dir)?.fingerprint())
+    Ok(DeviceKey::make(disk, state_dir)?.fingerprint())
 }
 
 /// Enrols this device and leaves its identity in `state_dir`. Without a token it waits until an operator has approved its key;
@@ -211,14 +212,9 @@ pub(crate) fn enroll(
     say: impl Fn(&str),
 ) -> anyhow::Result<DeviceId> {
     let disk = Disk::real();
-    disk.make_folder(&state_dir.join("trust"))?;
-    if disk.read(&state_dir.join(IDENTITY))?.is_some() {
-        bail!("this device is enrolled already; another state folder, or an empty one, makes another device");
-    }
     let (root_pin, authority_pin) = credential.pins()?;
     let server = Server::parse(server)?;
-    // The same key if an earlier try broke off.
-    let key = DeviceKey::make(&disk, state_dir)?;
+    let key = begin(&disk, state_dir)?;
     // The authority and the root first: a false server never sees the token.
     let reach = || format!("cannot reach the control plane at {}", server.url);
     let clock = Clock::of_this_machine(0);
@@ -238,19 +234,59 @@ pub(crate) fn enroll(
         body["token"] = json!(token);
     }
     let answer = ask(&http, &server.url, &body, say)?;
-    disk.write(&state_dir.join("trust/root.json"), &root, Access::Everybody)?;
-    tls::write_first(&disk, state_dir, &key, &answer.certificate.chain)?;
-    let mqtt = Broker::at(answer.mqtt, &server.url)?;
-    let identity = Identity {
-        device_id: answer.device_id,
-        server: server.url,
-        authority: pem(&authority),
-        mqtt,
-        certificate: answer.certificate.life,
-    };
-    // Last: with it the device is enrolled.
-    identity.write(&disk, state_dir)?;
-    Ok(identity.device_id)
+    let enrolled = Enrolled::new(answer, root, &authority, server.url)?;
+    enrolled.write(&disk, state_dir, &key)?;
+    Ok(enrolled.identity.device_id)
+}
+
+/// What is done before anybody is asked: the folders, and a key that no power cut takes back. It is the same key if an
+/// earlier try broke off.
+pub(crate) fn begin(disk: &Disk, state_dir: &Path) -> anyhow::Result<DeviceKey> {
+    // Both by name: of a folder that is there already only its own name is made sure.
+    disk.make_folder(state_dir)?;
+    disk.make_folder(&state_dir.join("trust"))?;
+    if disk.read(&state_dir.join(IDENTITY))?.is_some() {
+        bail!("this device is enrolled already; another state folder, or an empty one, makes another device");
+    }
+    DeviceKey::make(disk, state_dir)
+}
+
+/// All that enrolment leaves on the disk beside the key.
+pub(crate) struct Enrolled {
+    root: Vec<u8>,
+    chain: String,
+    pub(crate) identity: Identity,
+}
+
+impl Enrolled {
+    /// What follows from an answer of the control plane at `server`, whose root metadata and authority are the pinned ones.
+    pub(crate) fn new(
+        answer: Answer,
+        root: Vec<u8>,
+        authority: &CertificateDer<'_>,
+        server: String,
+    ) -> anyhow::Result<Enrolled> {
+        Ok(Enrolled {
+            root,
+            chain: answer.certificate.chain,
+            identity: Identity {
+                device_id: answer.device_id,
+                authority: pem(authority),
+                mqtt: Broker::at(answer.mqtt, &server)?,
+                certificate: answer.certificate.life,
+                server,
+            },
+        })
+    }
+
+    /// Leaves it on the disk. Until this returns the device may ask again, with the same key.
+    pub(crate) fn write(&self, disk: &Disk, state_dir: &Path, key: &DeviceKey) -> anyhow::Result<()> {
+        // First: it refuses the certificate of another key, and then nothing is written.
+        tls::write_first(disk, state_dir, key, &self.chain)?;
+        disk.write(&state_dir.join("trust/root.json"), &self.root, Access::Everybody)?;
+        // Last: with it the device is enrolled.
+        self.identity.write(disk, state_dir)
+    }
 }
 
 /// Asks until the answer is yes or no. Whoever stops waiting may ask again later, with the same key.

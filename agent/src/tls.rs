@@ -141,13 +141,15 @@ impl DeviceKey {
 
     /// Makes the key of a state folder, unless it has one: the file is the device's identity.
     pub(crate) fn make(disk: &Disk, state_dir: &Path) -> anyhow::Result<DeviceKey> {
-        if let Some(key) = DeviceKey::read(disk, state_dir)? {
-            return Ok(key);
-        }
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("cannot make a key")?;
-        let pem = zeroize::Zeroizing::new(key.serialize_pem());
+        let key = match DeviceKey::read(disk, state_dir)? {
+            Some(key) => key,
+            None => DeviceKey(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("cannot make a key")?),
+        };
+        // Also one that was there: an earlier try may have broken off before the folder was synced, and a key that has been
+        // shown to anybody must outlive the next power cut.
+        let pem = zeroize::Zeroizing::new(key.0.serialize_pem());
         disk.write(&state_dir.join(KEY), pem.as_bytes(), Access::OwnerOnly)?;
-        Ok(DeviceKey(key))
+        Ok(key)
     }
 
     /// The SHA-256 of the public key (SubjectPublicKeyInfo): what a person compares.
@@ -194,6 +196,14 @@ impl DeviceCertificate {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(certified);
         Ok(())
     }
+}
+
+/// Reads the key and the certificate that enrolment has left, for the start of the agent.
+pub(crate) fn read_own(disk: &Disk, state_dir: &Path) -> anyhow::Result<(DeviceKey, Arc<DeviceCertificate>)> {
+    let key = DeviceKey::read(disk, state_dir)?;
+    let key = key.context("device.key is missing: enrol again with an empty state folder")?;
+    let certificate = DeviceCertificate::read(disk, state_dir, &key)?;
+    Ok((key, Arc::new(certificate)))
 }
 
 /// Puts the first chain on the disk.
@@ -437,6 +447,31 @@ pub(crate) mod tests {
         for_broker(&[certificate.der().clone()], Arc::new(own), &Clock::of_this_machine(0)).unwrap()
     }
 
+    /// An authority that gives devices their certificates.
+    pub(crate) struct Authority {
+        issuer: rcgen::Issuer<'static, KeyPair>,
+        pub(crate) certificate: CertificateDer<'static>,
+    }
+
+    impl Authority {
+        pub(crate) fn new() -> Authority {
+            let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+            let mut params = CertificateParams::default();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            let certificate = params.self_signed(&key).unwrap().der().clone();
+            Authority {
+                issuer: rcgen::Issuer::new(params, key),
+                certificate,
+            }
+        }
+
+        /// A certificate for this key, in PEM.
+        pub(crate) fn issue(&self, key: &DeviceKey) -> String {
+            let certificate = CertificateParams::default().signed_by(&key.0, &self.issuer);
+            certificate.unwrap().pem()
+        }
+    }
+
     #[test]
     fn the_key_is_made_once_and_only_its_owner_reads_it() {
         use std::os::unix::fs::PermissionsExt;
@@ -444,6 +479,18 @@ pub(crate) mod tests {
         let first = DeviceKey::make(&Disk::real(), folder.path()).unwrap();
         let again = DeviceKey::make(&Disk::real(), folder.path()).unwrap();
         assert_eq!(first.0.serialized_der(), again.0.serialized_der());
+        let mode = std::fs::metadata(folder.path().join(KEY)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_public_file_that_broke_off_lends_its_mode_to_no_key() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        // As a cut leaves it: begun, and never committed.
+        let begun = Disk::real().begin(&folder.path().join(CERTIFICATE), Access::Everybody);
+        std::mem::forget(begun.unwrap());
+        DeviceKey::make(&Disk::real(), folder.path()).unwrap();
         let mode = std::fs::metadata(folder.path().join(KEY)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }

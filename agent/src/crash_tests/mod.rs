@@ -6,6 +6,7 @@
 //! how many that were.
 
 pub(crate) mod device;
+mod enrolment;
 mod install;
 mod plane;
 mod refresh;

@@ -82,7 +82,10 @@ impl Disk {
 
     /// Begins a file that is written piece by piece.
     pub(crate) fn begin(&self, path: &Path, access: Access) -> Result<WholeFile, DiskError> {
-        let temporary = path.with_extension("tmp");
+        // A name of its own for each file: one that a cut left of a public file must never hold a private key.
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(".tmp");
+        let temporary = PathBuf::from(temporary);
         let file = self.0.create(&temporary, access, Before::Emptied);
         Ok(WholeFile {
             disk: self.clone(),
