@@ -15,7 +15,7 @@ use base64::{
 use rustls::pki_types::{CertificateSigningRequestDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
 use skerry_shared::{
-    desired::{BundleAssignment, InstalledBundle, Outcome, UpdateStatus},
+    desired::{BundleAssignment, InstalledBundle, Outcome, ReportedError, UpdateStatus},
     digest::Digest,
     id::{DeviceId, Generation, ModelName, ModelVersion, Platform, RolloutId},
 };
@@ -537,6 +537,9 @@ pub(super) struct DeviceView {
     /// How the newest update of each model ended.
     #[schema(value_type = Vec<openapi::Outcome>)]
     outcomes: Vec<Outcome>,
+    /// What is wrong without anything having failed, by its last report: `stale_metadata`, `time_untrusted`.
+    #[schema(value_type = Vec<openapi::ReportedError>)]
+    alarms: Vec<ReportedError>,
     /// The newest generation that it has accepted; absent before its first report, like all below.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<u64>, nullable = false)]
@@ -590,6 +593,7 @@ impl From<Device> for DeviceView {
             desired: device.desired.into_iter().map(AssignmentView::from).collect(),
             bundles: Vec::new(),
             outcomes: Vec::new(),
+            alarms: Vec::new(),
             reported_generation: None,
             update: None,
             inference_address: None,
@@ -597,6 +601,7 @@ impl From<Device> for DeviceView {
         if let Some(reported) = device.reported {
             view.bundles = reported.bundles;
             view.outcomes = reported.outcomes;
+            view.alarms = reported.alarms;
             view.reported_generation = Some(reported.generation);
             view.update = Some(reported.update);
             view.inference_address = Some(reported.agent.inference_address);

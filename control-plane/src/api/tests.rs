@@ -537,6 +537,7 @@ fn reported() -> Reported {
         "update": {"state": "download", "model": "motion", "version": 3, "rollout": 4, "have_bytes": 1, "total_bytes": 2},
         "bundles": [{"model": "motion", "version": 1, "slot": "current", "index": index}],
         "outcomes": [outcome("failed", json!(4)), outcome("rolled_back", Value::Null), succeeded],
+        "alarms": [{"code": "time_untrusted", "message": "the clock disagrees"}],
     });
     serde_json::from_value(value).unwrap()
 }
@@ -558,6 +559,7 @@ async fn a_device_is_answered_as_documented() {
     assert_fits(&document, &schema["schema"], &device, "device");
     assert_eq!(device["outcomes"][0]["result"]["error"]["code"], "golden_mismatch");
     assert_eq!(device["reported_generation"], 2);
+    assert_eq!(device["alarms"][0]["code"], "time_untrusted");
 }
 
 #[tokio::test]

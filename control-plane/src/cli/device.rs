@@ -260,11 +260,19 @@ fn models(device: &Value) -> String {
         .join(", ")
 }
 
-fn show(device: &Value) {
-    let rows = [
+/// What is known of a device, one fact a row.
+fn facts(device: &Value) -> Vec<[String; 2]> {
+    let mut facts = vec![
         ["device".to_owned(), text(device, "id")],
         ["platform".to_owned(), text(device, "platform")],
         ["agent".to_owned(), text(device, "agent_version")],
+        [
+            "access".to_owned(),
+            match device["revoked_at_ms"].as_u64() {
+                Some(at_ms) => format!("revoked {}", ago(Some(at_ms))),
+                None => "granted".to_owned(),
+            },
+        ],
         ["connected".to_owned(), text(device, "connected")],
         ["last seen".to_owned(), ago(device["last_seen_at_ms"].as_u64())],
         ["labels".to_owned(), pairs(&device["labels"])],
@@ -289,9 +297,57 @@ fn show(device: &Value) {
         ["state".to_owned(), text(&device["update"], "state")],
         ["inference API".to_owned(), text(device, "inference_address")],
     ];
-    output::table(["field", "value"], rows);
+    for alarm in device["alarms"].as_array().into_iter().flatten() {
+        let (code, message) = (text(alarm, "code"), text(alarm, "message"));
+        facts.push(["alarm".to_owned(), format!("{code}: {message}")]);
+    }
+    facts
+}
+
+fn show(device: &Value) {
+    output::table(["field", "value"], facts(device));
     let bundles = device["bundles"].as_array().cloned().unwrap_or_default();
     output::line("");
     let bundle = |b: &Value| [text(b, "model"), text(b, "version"), text(b, "slot")];
     output::table(["model", "version", "slot"], bundles.iter().map(bundle));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values<'a>(facts: &'a [[String; 2]], field: &str) -> Vec<&'a str> {
+        let values = facts.iter().filter(|[name, _]| name == field);
+        values.map(|[_, value]| value.as_str()).collect()
+    }
+
+    #[test]
+    fn a_device_shows_its_alarms_and_what_is_wrong_with_its_identity() {
+        let device = json!({
+            "id": "dev-1", "connected": true, "revoked_at_ms": 1, "duplicate_seen_at_ms": 1,
+            "alarms": [
+                {"code": "stale_metadata", "message": "nothing is installed"},
+                {"code": "time_untrusted", "message": "nobody has answered"},
+            ],
+        });
+        let facts = facts(&device);
+        assert_eq!(
+            values(&facts, "alarm"),
+            [
+                "stale_metadata: nothing is installed",
+                "time_untrusted: nobody has answered"
+            ]
+        );
+        assert!(values(&facts, "access")[0].starts_with("revoked "));
+        assert!(values(&facts, "two agents as one")[0].starts_with("seen "));
+    }
+
+    #[test]
+    fn a_device_without_alarms_shows_none() {
+        let device = json!({"id": "dev-1", "connected": true, "revoked_at_ms": null, "duplicate_seen_at_ms": null});
+        let facts = facts(&device);
+        assert!(values(&facts, "alarm").is_empty());
+        assert_eq!(values(&facts, "access"), ["granted"]);
+        assert_eq!(values(&facts, "two agents as one"), ["never seen"]);
+    }
 }

@@ -267,6 +267,43 @@ async fn the_fleet_page_shows_what_devices_run() {
 }
 
 #[tokio::test]
+async fn the_page_of_a_device_shows_its_alarms_and_what_is_wrong_with_its_identity() {
+    let browser = Browser::sign_in().await;
+    browser.server.enroll("dev-1", &[]).await;
+    browser.report("dev-1", |_| ()).await;
+    let words = [
+        "stale_metadata",
+        "time_untrusted",
+        "Two agents as one",
+        "Two agents, one identity",
+        "revoked ",
+    ];
+    let quiet = browser.get("/devices/dev-1").await.body;
+    for word in words {
+        assert!(!quiet.contains(word), "{word}: {quiet}");
+    }
+    let alarm = |code: &str| json!({"code": code, "message": "&"});
+    browser
+        .report("dev-1", |reported| {
+            reported["seq"] = json!(2);
+            reported["alarms"] = json!([alarm("stale_metadata"), alarm("time_untrusted")]);
+        })
+        .await;
+    let core = &browser.server.server.app().core;
+    devices::record_duplicate(core, &"dev-1".parse().unwrap(), now_ms())
+        .await
+        .unwrap();
+    let alarmed = browser.get("/devices/dev-1").await.body;
+    for word in &words[..4] {
+        assert!(alarmed.contains(word), "{word}: {alarmed}");
+    }
+    let answer = browser.server.api("POST", "/api/v1/devices/dev-1/revoke", "").await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+    let revoked = browser.get("/devices/dev-1").await.body;
+    assert!(revoked.contains("revoked ") && revoked.contains("Revoked"), "{revoked}");
+}
+
+#[tokio::test]
 async fn hostile_words_stay_words() {
     let hostile = "<script>alert(1)</script>\"'&";
     let browser = Browser::sign_in().await;

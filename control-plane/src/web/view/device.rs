@@ -206,6 +206,11 @@ impl FleetView {
 /// The page of one device.
 pub(in crate::web) struct DeviceView {
     pub(in crate::web) row: DeviceRow,
+    pub(in crate::web) revoked: Option<Moment>,
+    /// When two agents with its identity were last seen.
+    pub(in crate::web) doubled: Option<Moment>,
+    /// By its last report.
+    pub(in crate::web) alarms: Vec<ErrorView>,
     pub(in crate::web) agent_version: String,
     pub(in crate::web) inference_address: Option<String>,
     pub(in crate::web) enrolled: Moment,
@@ -243,10 +248,14 @@ impl DeviceView {
             Slot::Previous => "previous",
         };
         let bundles = reported.iter().flat_map(|reported| &reported.bundles);
+        let alarms = reported.iter().flat_map(|reported| &reported.alarms);
         let mut outcomes: Vec<&Outcome> = reported.iter().flat_map(|reported| &reported.outcomes).collect();
         outcomes.sort_by_key(|outcome| std::cmp::Reverse(outcome.generation));
         DeviceView {
             row: DeviceRow::new(device, now_ms),
+            revoked: device.revoked_at_ms.map(|at| Moment::new(at, now_ms)),
+            doubled: device.duplicate_seen_at_ms.map(|at| Moment::new(at, now_ms)),
+            alarms: alarms.map(|alarm| ErrorView::new(String::new(), alarm)).collect(),
             agent_version: device.agent_version.clone(),
             inference_address: reported.and_then(|reported| reported.agent.inference_address.clone()),
             enrolled: Moment::new(device.enrolled_at_ms, now_ms),
