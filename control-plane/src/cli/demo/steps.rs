@@ -221,6 +221,8 @@ impl Publisher<'_> {
                 registered["version"]
             );
         }
+        let approve = format!("/api/v1/models/{}/versions/{version}/approve", spec.model);
+        self.client.post(&approve, &json!({}))?;
         let out = self.out.join(format!("v{version}"));
         let bundle = build_bundle(self.client, &spec, None, self_check, &out)?;
         sign_bundle(self.client, &bundle, (&self.keys, &Secret::default()), None)?;
