@@ -303,7 +303,7 @@ fn ask(http: &ureq::Agent, server: &str, body: &Value, say: impl Fn(&str)) -> an
                     say(&format!(
                         "this device waits to be approved. Its key has the fingerprint\n  {fingerprint}\n\
                          Where the control plane is: skerry device approve {}",
-                        fingerprint.get(..12).unwrap_or(&fingerprint)
+                        fingerprint.get(..24).unwrap_or(&fingerprint)
                     ));
                     waits = true;
                 }

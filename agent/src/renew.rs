@@ -45,6 +45,11 @@ fn retry_after(life: Life, now_ms: u64) -> Duration {
     Duration::from_millis(life.not_after_ms.saturating_sub(now_ms) / 10).clamp(RETRY_MIN, RETRY_MAX)
 }
 
+/// The least time from one renewal to the next: a tenth of the life.
+fn pause_after(life: Life) -> Duration {
+    Duration::from_millis(life.not_after_ms.saturating_sub(life.issued_at_ms) / 10)
+}
+
 /// Renews the certificate again and again.
 pub(crate) struct Renewal {
     pub(crate) clock: Clock,
@@ -65,7 +70,8 @@ impl Renewal {
     /// Runs until `shutdown`.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let jitter = jitter();
-        let mut not_before_ms = 0;
+        // By the monotonic clock: the time of day may be corrected by months meanwhile.
+        let mut not_before = Instant::now();
         let mut known_since = Instant::now();
         loop {
             let now_ms = now_ms(
@@ -73,9 +79,11 @@ impl Renewal {
                 self.identity.certificate,
                 known_since.elapsed(),
             );
-            let due_ms = due_at_ms(self.identity.certificate, jitter).max(not_before_ms);
-            if now_ms < due_ms {
-                let pause = Duration::from_millis(due_ms - now_ms).min(LOOK_EVERY);
+            let until_due = Duration::from_millis(due_at_ms(self.identity.certificate, jitter).saturating_sub(now_ms));
+            let pause = until_due
+                .max(not_before.saturating_duration_since(Instant::now()))
+                .min(LOOK_EVERY);
+            if !pause.is_zero() {
                 tokio::select! {
                     () = tokio::time::sleep(pause) => continue,
                     () = shutdown.cancelled() => return,
@@ -96,11 +104,13 @@ impl Renewal {
             match done {
                 Ok(()) => {
                     known_since = Instant::now();
+                    // A clock that is ahead finds the new one due, too: it must not ask without a pause.
+                    not_before = known_since + pause_after(self.identity.certificate);
                     tracing::info!("the certificate is renewed");
                 }
                 Err(error) => {
                     let retry = retry_after(self.identity.certificate, now_ms);
-                    not_before_ms = now_ms + retry.as_millis() as u64;
+                    not_before = Instant::now() + retry;
                     tracing::warn!(
                         error = format!("{error:#}"),
                         retry_s = retry.as_secs(),
@@ -123,8 +133,9 @@ impl Renewal {
         // The certificate first: with the old identity it is only renewed too early.
         self.certificate
             .replace(&self.disk, &self.state_dir, &self.key, &answer.certificate.chain)?;
+        // It is in use, whatever the rest of the answer is good for.
+        self.identity.certificate = answer.certificate.life;
         let mut identity = self.identity.clone();
-        identity.certificate = answer.certificate.life;
         identity.mqtt = Broker::at(answer.mqtt, &identity.server)?;
         identity.write(&self.disk, &self.state_dir)?;
         self.identity = identity;

@@ -239,7 +239,7 @@ impl Trust {
         now_ms: u64,
         floors_changed: impl Fn(VersionFloors) -> Result<(), DiskError> + Send,
     ) -> Result<(), VerifyError> {
-        let expiry = Expiry::Enforce(UnixTime::from_millis(now_ms as i64));
+        let expiry = Expiry::Enforce(unix_time(now_ms));
         // §5.3: the chain of roots, one by one.
         for _ in 0..self.set.limits().root_steps {
             let next = self.set.next_root_file();
@@ -304,9 +304,7 @@ impl Trust {
         assignment: &BundleAssignment,
         now_ms: u64,
     ) -> Result<Vec<u8>, VerifyError> {
-        let targets = self
-            .set
-            .fresh_targets(Expiry::Enforce(UnixTime::from_millis(now_ms as i64)))?;
+        let targets = self.set.fresh_targets(Expiry::Enforce(unix_time(now_ms)))?;
         let not_a_target = || VerifyError::NotATarget(assignment.target.clone());
         let name = TargetName::new(assignment.target.clone()).map_err(|_| not_a_target())?;
         let file = targets.find(&name).ok_or_else(not_a_target)?;
@@ -344,6 +342,11 @@ fn signers(keys: &KeySet) -> Signers {
         keys: keys_of.filter_map(key).collect(),
         threshold: keys.threshold.get() as usize,
     }
+}
+
+/// A time so far away that it does not fit is the last one there is: everything has expired then.
+fn unix_time(ms: u64) -> UnixTime {
+    UnixTime::from_millis(i64::try_from(ms).unwrap_or(i64::MAX))
 }
 
 /// Reads the manifest of a bundle whose manifest file is on disk.

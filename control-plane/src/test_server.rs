@@ -171,7 +171,7 @@ impl TestServer {
         let enrolment = Enrolment {
             credential: Credential::Token(secret),
             device: id.parse().unwrap(),
-            public_key: String::new(),
+            public_key: hex::encode(id),
             platform: "aarch64-unknown-linux-gnu".parse().unwrap(),
             agent_version: "0.1.0".to_owned(),
             certificate_not_after_ms: now + 60_000,

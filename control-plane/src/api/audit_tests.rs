@@ -179,7 +179,7 @@ async fn devices_and_rollouts(walk: &mut Walk) {
     walk.server.enroll("dev-1", &[]).await;
     // The route wants a certificate of the device, which nobody here has: this is the call that it makes.
     let (core, id) = (&walk.server.server.app().core, "dev-1".parse().unwrap());
-    devices::renew(core, &id, String::new(), 1, 1).await.unwrap();
+    devices::renew(core, &id, hex::encode("dev-1"), 1, 1).await.unwrap();
     assert_eq!(walk.newest().await.action, "device.renew");
     walk.called.insert("renew_certificate".to_owned());
     let labels = r#"{"labels": {"site": "north"}}"#;

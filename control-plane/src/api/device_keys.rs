@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     app::{App, Change, now_ms},
+    ca::CONTROL_PLANE,
     devices::keys::{self, Asked, DeviceKey, KeyState, NewKey},
 };
 
@@ -131,6 +132,13 @@ async fn add(
             labels: key.labels,
         })
     };
+    if body
+        .keys
+        .iter()
+        .any(|key| key.device_id.as_ref().is_some_and(|id| id.as_str() == CONTROL_PLANE))
+    {
+        return Err(Problem::refused("a device id is the control plane's own"));
+    }
     let new = body.keys.into_iter().map(new).collect::<Result<Vec<_>, Problem>>()?;
     let listed = keys::list_keys(&app.core, new, by).await?;
     app.changes.send(Change::DeviceKeys);
@@ -185,6 +193,7 @@ async fn approve(
     responses(
         (status = 200, description = "The key; its device is refused from now on", body = DeviceKeyView),
         (status = 404, description = "No device has asked with this key"),
+        (status = 409, description = "Its device has enrolled: revoke it"),
     ))]
 async fn reject(
     State(app): State<Arc<App>>,

@@ -217,7 +217,7 @@ impl From<DeviceError> for Problem {
                 "too many devices wait",
                 error.to_string(),
             ),
-            DeviceError::Exists(_) => Problem::conflict(error.to_string()),
+            DeviceError::Exists(_) | DeviceError::Enrolled(_) => Problem::conflict(error.to_string()),
             DeviceError::NotFound(_) => Problem::not_found(error.to_string()),
             DeviceError::Label(_) => Problem::refused(error.to_string()),
             DeviceError::Kept(_) => {

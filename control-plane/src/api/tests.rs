@@ -791,6 +791,12 @@ async fn a_device_waits_until_an_operator_has_approved_its_key() {
     let device = server.api("GET", "/api/v1/devices/kitchen-7", "").await.json();
     assert_eq!(device["labels"], json!({"site": "north"}));
 
+    let late = format!("/api/v1/device-keys/{}/reject", fingerprint_of(&own));
+    assert_eq!(
+        server.api("POST", &late, "").await.status,
+        StatusCode::CONFLICT,
+        "it is in already"
+    );
     // Another key is another device, whatever it calls itself.
     assert_eq!(enroll(&other).await.status, StatusCode::ACCEPTED);
     let path = format!("/api/v1/device-keys/{}", fingerprint_of(&other));
@@ -828,12 +834,51 @@ async fn a_key_on_the_factorys_list_enrols_at_once_and_only_for_one_device() {
     assert_eq!(enroll(Some("another")).await.status, StatusCode::CONFLICT);
     let device = server.api("GET", &format!("/api/v1/devices/{id}"), "").await.json();
     assert_eq!(device["labels"], json!({"batch": "7"}));
-    // Whoever was revoked does not come back by the list, under no name.
+    // The id of a listed key is kept for it, also from whoever has a token.
+    let [late, thief] = requests();
+    let kept = json!({"keys": [{"fingerprint": fingerprint_of(&late), "device_id": "kept"}]}).to_string();
+    assert_eq!(
+        server.api("POST", "/api/v1/device-keys", kept).await.status,
+        StatusCode::CREATED
+    );
+    let token = device_token(&server, 2).await;
+    let stolen = server
+        .api("POST", "/api/v1/enroll", enrolment(&token, Some("kept"), &thief))
+        .await;
+    assert_eq!(stolen.status, StatusCode::CONFLICT, "{}", stolen.body);
+    assert_eq!(
+        server.api("POST", "/api/v1/enroll", keyed(None, &late)).await.json()["device_id"],
+        "kept"
+    );
+    // Whoever was revoked does not come back by the list, under no name, and not with a token.
     let revoked = server.api("POST", &format!("/api/v1/devices/{id}/revoke"), "").await;
     assert_eq!(revoked.status, StatusCode::OK);
     for name in [None, Some(id.as_str()), Some("another")] {
         assert_problem(&enroll(name).await, 403, "device-revoked");
     }
+    let by_token = server
+        .api("POST", "/api/v1/enroll", enrolment(&token, Some("another"), &own))
+        .await;
+    assert_problem(&by_token, 403, "device-revoked");
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_revoked_devices_token_lets_nobody_in() {
+    let server = TestServer::start().await;
+    let token = device_token(&server, 5).await;
+    let [own, fresh] = requests();
+    let enrolled = server
+        .api("POST", "/api/v1/enroll", enrolment(&token, Some("d-1"), &own))
+        .await;
+    assert_eq!(enrolled.status, StatusCode::CREATED);
+    assert_eq!(
+        server.api("POST", "/api/v1/devices/d-1/revoke", "").await.status,
+        StatusCode::OK
+    );
+    let again = server
+        .api("POST", "/api/v1/enroll", enrolment(&token, Some("d-2"), &fresh))
+        .await;
+    assert_problem(&again, 403, "token-used");
 }
 
 #[tokio::test]

@@ -58,7 +58,7 @@ pub(super) enum Command {
     },
     /// Lets a device enrol that waits. Compare the fingerprint with the one that the device itself shows.
     Approve {
-        /// Its fingerprint, or the beginning of it if no other waits that begins so.
+        /// Its fingerprint, or at least its first 24 digits.
         fingerprint: String,
         /// The id it gets; without it, the one it asks for.
         #[arg(long)]
@@ -69,7 +69,7 @@ pub(super) enum Command {
     },
     /// Refuses a device that waits.
     Reject {
-        /// Its fingerprint, or the beginning of it if no other waits that begins so.
+        /// Its fingerprint, or at least its first 24 digits.
         fingerprint: String,
     },
     /// Lists devices.
@@ -93,7 +93,8 @@ pub(super) enum Command {
     },
     /// Takes a device's access away, for good: its connection ends at once.
     #[command(
-        after_help = "Its certificate is refused from now on, and not renewed; its id stays taken. A foreign broker knows nothing of \
+        after_help = "Its certificate is refused from now on, and not renewed; its id stays taken, and what is left of \
+                      the token that it came by lets nobody in. A foreign broker knows nothing of \
                       it: remove the device there as well."
     )]
     Revoke {

@@ -10,6 +10,9 @@ use super::{
     parse::{Pair, object},
 };
 
+/// 96 bits: nobody makes a key whose fingerprint begins as another one's does for so long.
+const BEGINNING_MIN: usize = 24;
+
 /// Reads a factory's list as the API takes it.
 pub(super) fn read_list(path: &Path) -> anyhow::Result<Vec<Value>> {
     let mut content = String::new();
@@ -65,8 +68,10 @@ pub(super) fn whole(client: &Client, beginning: &str) -> anyhow::Result<String> 
     if beginning.len() == 64 {
         return Ok(beginning);
     }
-    if beginning.len() < 8 {
-        bail!("a beginning of at least 8 digits tells keys apart: `{beginning}` is too short");
+    if beginning.len() < BEGINNING_MIN {
+        bail!(
+            "give at least {BEGINNING_MIN} digits of the fingerprint: a key that begins as a shorter one does can be made"
+        );
     }
     let keys = list(client.get("/api/v1/device-keys?state=pending")?, "keys");
     let fingerprints = keys.iter().filter_map(|key| key["fingerprint"].as_str());

@@ -3,7 +3,10 @@
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use skerry_shared::{digest::Digest, id::DeviceId};
 
-use super::keys::{Asked, DeviceKey, KeyState, NewKey};
+use super::{
+    Credential, Enrolment,
+    keys::{Asked, DeviceKey, KeyState, NewKey},
+};
 use crate::db::{DbError, from_json, to_json};
 
 const COLUMNS: &str = "fingerprint, state, device, labels, asked, created_at_ms";
@@ -82,6 +85,17 @@ pub(super) fn ask_again(
         params![fingerprint.as_bytes(), to_json(asked), expires_at_ms as i64],
     )?;
     Ok(())
+}
+
+/// True when the id that a new device takes was given to another key, whose device has not come yet.
+pub(super) fn is_kept_for_another(conn: &Connection, enrolment: &Enrolment) -> Result<bool, DbError> {
+    let own = match &enrolment.credential {
+        Credential::Key(fingerprint) => Some(fingerprint.as_bytes()),
+        Credential::Token(_) => None,
+    };
+    let sql = "SELECT count(*) > 0 FROM device_keys
+               WHERE device = ?1 AND state IN ('listed', 'approved') AND fingerprint IS NOT ?2";
+    Ok(conn.query_row(sql, params![enrolment.device.as_str(), own], |row| row.get(0))?)
 }
 
 fn read(row: &Row<'_>) -> Result<DeviceKey, DbError> {

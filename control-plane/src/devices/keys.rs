@@ -142,7 +142,7 @@ pub async fn list_keys(db: &Db, keys: Vec<NewKey>, by: By) -> Result<usize, Devi
 /// Decides about a key that waits, or changes an earlier decision.
 ///
 /// # Errors
-/// [`DeviceError::UnknownKey`], [`DeviceError::Exists`] when the id is another device's, [`DeviceError::Label`], or the
+/// [`DeviceError::UnknownKey`], [`DeviceError::Enrolled`] for a refusal that comes too late, [`DeviceError::Exists`] when the id is another device's, [`DeviceError::Label`], or the
 /// database's.
 pub async fn decide(db: &Db, key: NewKey, state: KeyState, by: By) -> Result<DeviceKey, DeviceError> {
     check_labels(
@@ -152,6 +152,11 @@ pub async fn decide(db: &Db, key: NewKey, state: KeyState, by: By) -> Result<Dev
     )?;
     db.write(move |conn| {
         let known = key_store::get(conn, &key.fingerprint)?.ok_or(DeviceError::UnknownKey(key.fingerprint))?;
+        if state == KeyState::Rejected
+            && let Some(device) = super::store::device_of_fingerprint(conn, &key.fingerprint)?
+        {
+            return Err(DeviceError::Enrolled(device));
+        }
         let device = key.device.clone().or(known.device).or(known.asked.device);
         if state.may_enroll()
             && let Some(device) = &device

@@ -86,6 +86,9 @@ pub enum DeviceError {
     /// There is no such device.
     #[error("there is no device `{0}`")]
     NotFound(DeviceId),
+    /// The key's device has enrolled: a decision about the key changes nothing any more.
+    #[error("device `{0}` has enrolled with this key; revoke the device instead")]
+    Enrolled(DeviceId),
     /// No device has shown this key, and no list has it.
     #[error("no device has asked with the key {0}, and it is on no list")]
     UnknownKey(Digest),
@@ -213,6 +216,7 @@ pub async fn enrolled_with(db: &Db, credential: &Credential, public_key: &str) -
 /// [`DeviceError`]; a token keeps its use then.
 pub async fn enroll(db: &Db, enrolment: Enrolment, now_ms: u64) -> Result<DeviceId, DeviceError> {
     db.write(move |conn| {
+        let is_new = store::get(conn, &enrolment.device)?.is_none();
         let by_what = match &enrolment.credential {
             Credential::Token(secret) => {
                 store::enroll_by_token(conn, &enrolment, &Digest::of(secret), now_ms)?;
@@ -223,6 +227,10 @@ pub async fn enroll(db: &Db, enrolment: Enrolment, now_ms: u64) -> Result<Device
                 format!("device-key/{}", fingerprint.to_hex())
             }
         };
+        // A device may ask again and again, and no entry is ever deleted.
+        if !is_new {
+            return Ok(enrolment.device);
+        }
         let fact = Fact::new("device.enroll", format!("device/{}", enrolment.device))
             .with("by", by_what)
             .with("public_key", &enrolment.public_key)
@@ -252,6 +260,9 @@ pub async fn record_duplicate(db: &Db, id: &DeviceId, now_ms: u64) -> Result<(),
     .await
 }
 
+/// Renewals that stand in the audit log have ends at least so far apart.
+const RENEWALS_APART_MS: u64 = 3_600_000;
+
 /// Lets a device have a new certificate until `not_after_ms`, for the key that it enrolled with.
 ///
 /// # Errors
@@ -271,7 +282,12 @@ pub async fn renew(
             Some(known) if known.public_key != public_key => return Err(DeviceError::OtherKey(id)),
             Some(_) => {}
         }
+        let before = store::get(conn, &id)?.and_then(|device| device.certificate_not_after_ms);
         store::set_certificate_end(conn, &id, not_after_ms)?;
+        // A device that renews all the time must not fill the log, from which nothing is deleted.
+        if before.is_some_and(|before| before.abs_diff(not_after_ms) < RENEWALS_APART_MS) {
+            return Ok(());
+        }
         let fact = Fact::new("device.renew", format!("device/{id}")).with("not_after_ms", not_after_ms);
         Ok(audit::append(conn, &By::device(&id, now_ms), fact)?)
     })

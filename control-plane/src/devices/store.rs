@@ -112,8 +112,14 @@ fn insert_new(
     token: Option<&Digest>,
     now_ms: u64,
 ) -> Result<(), DeviceError> {
-    if get(conn, &enrolment.device)?.is_some() {
+    if get(conn, &enrolment.device)?.is_some() || super::key_store::is_kept_for_another(conn, enrolment)? {
         return Err(DeviceError::Exists(enrolment.device.clone()));
+    }
+    // Whoever was revoked does not come back under another name, by a token either.
+    if let Some(device) = device_of_key(conn, &enrolment.public_key)?
+        && admission(conn, &device)?.is_some_and(|known| known.revoked)
+    {
+        return Err(DeviceError::Revoked(device));
     }
     conn.execute(
         "INSERT INTO devices (id, labels, platform, agent_version, public_key, certificate_not_after_ms, enrolled_at_ms, token_hash)
@@ -138,6 +144,19 @@ pub(super) fn device_of_key(conn: &Connection, key: &str) -> Result<Option<Devic
     let sql = "SELECT id FROM devices WHERE public_key = ?1 ORDER BY enrolled_at_ms LIMIT 1";
     let id = conn.query_row(sql, [key], |row| row.get::<_, String>(0)).optional()?;
     parsed(id)
+}
+
+/// The device with this key's digest that has access.
+pub(super) fn device_of_fingerprint(conn: &Connection, fingerprint: &Digest) -> Result<Option<DeviceId>, DbError> {
+    let mut statement = conn.prepare_cached("SELECT id, public_key FROM devices WHERE revoked_at_ms IS NULL")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let key: String = row.get(1)?;
+        if hex::decode(key).is_ok_and(|key| Digest::of(&key) == *fingerprint) {
+            return parsed(Some(row.get(0)?));
+        }
+    }
+    Ok(None)
 }
 
 fn parsed(id: Option<String>) -> Result<Option<DeviceId>, DbError> {
@@ -384,5 +403,8 @@ pub(super) fn set_certificate_end(conn: &Connection, id: &DeviceId, not_after_ms
 pub(super) fn revoke(conn: &Connection, id: &DeviceId, now_ms: u64) -> Result<(), DbError> {
     let sql = "UPDATE devices SET revoked_at_ms = ?2 WHERE id = ?1";
     conn.execute(sql, params![id.as_str(), now_ms as i64])?;
+    // It knows the token that it came by: what is left of that lets nobody in any more.
+    let sql = "UPDATE device_tokens SET uses_left = 0 WHERE hash = (SELECT token_hash FROM devices WHERE id = ?1)";
+    conn.execute(sql, [id.as_str()])?;
     Ok(())
 }

@@ -78,7 +78,7 @@ impl From<DeviceError> for PageError {
     fn from(error: DeviceError) -> PageError {
         match error {
             DeviceError::NotFound(_) | DeviceError::UnknownKey(_) => PageError::NotFound(sentence(&error)),
-            DeviceError::Exists(_) => PageError::Conflict(sentence(&error)),
+            DeviceError::Exists(_) | DeviceError::Enrolled(_) => PageError::Conflict(sentence(&error)),
             other => PageError::internal(other),
         }
     }

@@ -183,7 +183,7 @@ fn flow_a_device_without_a_token_waits_until_its_fingerprint_is_approved() {
     let pending = fleet.skerry_json(&["device", "keys", "--state", "pending"]).unwrap();
     assert_eq!(pending["keys"][0]["fingerprint"], shown.as_str());
     fleet
-        .skerry_json(&["device", "approve", &shown[..12], "--label", "site=north"])
+        .skerry_json(&["device", "approve", &shown[..24], "--label", "site=north"])
         .unwrap();
     assert!(waiting.wait().unwrap().success());
     let mut device = Device::enrolled(fleet.program(), &state_dir, "kitchen-1").unwrap();

@@ -33,6 +33,9 @@ pub(super) fn run(file: Option<PathBuf>, folder: &KeysFolder, secret: &Secret, p
     let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let draft = Draft::parse(&bytes).with_context(|| format!("{} is no root or targets metadata", path.display()))?;
     let roots = roots_for(folder, &draft)?;
+    if let Draft::Root(next) = &draft {
+        refuse_disguised_keys(&roots[0], next.unverified())?;
+    }
     if print == Output::Table {
         explain(&draft, &roots[0]);
     }
@@ -85,6 +88,16 @@ fn root_draft(folder: &KeysFolder) -> anyhow::Result<Option<Root>> {
     Ok(Some(draft.unverified().clone()))
 }
 
+/// A key that stands under the id of another one changes no id, and so no line of what the signer is shown.
+fn refuse_disguised_keys(trusted: &Root, next: &Root) -> anyhow::Result<()> {
+    for (id, key) in &next.keys {
+        if trusted.keys.get(id).is_some_and(|known| known.keyval != key.keyval) {
+            anyhow::bail!("the draft has another key under the id {id}: do not sign it, and find out who made it");
+        }
+    }
+    Ok(())
+}
+
 /// What whoever signs puts their name to.
 fn explain(draft: &Draft, trusted: &Root) {
     output::line(&format!("{} version {}", draft.role(), draft.version()));
@@ -115,6 +128,11 @@ fn explain(draft: &Draft, trusted: &Root) {
 /// What a new root changes, in words.
 fn changes(old: &Root, new: &Root) -> Vec<String> {
     let mut changes = Vec::new();
+    if old.consistent_snapshot != new.consistent_snapshot {
+        changes.push(
+            "files have other names: consistent_snapshot changes, which this control plane cannot serve".to_owned(),
+        );
+    }
     for role in KeyRole::ALL {
         let (Some(before), Some(after)) = (role.keys_in(old), role.keys_in(new)) else {
             changes.push(format!("{role}: appears or disappears"));
@@ -266,4 +284,38 @@ fn current_targets(folder: &KeysFolder, file: Option<&Path>, global: &Global) ->
         );
     }
     Ok(current.unverified().clone())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use skerry_tuf::{NewRoot, SigningKey, new_root};
+
+    use super::*;
+
+    #[test]
+    fn a_draft_with_another_key_under_a_known_id_is_not_signed() {
+        let key = |seed: u8| SigningKey::from_seed(&[seed; 32]).public_key();
+        let set = |seed| skerry_tuf::KeySet::single(key(seed));
+        let root = new_root(NewRoot {
+            version: 1,
+            expires: UnixTime::from_seconds(2_000_000_000),
+            root: set(1),
+            timestamp: set(2),
+            snapshot: set(3),
+            targets: set(4),
+            assignment: None,
+            time: None,
+        });
+        let mut next = root.clone();
+        next.version = 2;
+        assert!(refuse_disguised_keys(&root, &next).is_ok());
+        next.keys.get_mut(&key(4).id()).unwrap().keyval = key(66).keyval;
+        assert!(
+            changes(&root, &next).iter().all(|line| !line.contains("key")),
+            "nothing else shows it"
+        );
+        let refused = refuse_disguised_keys(&root, &next).unwrap_err();
+        assert!(refused.to_string().contains("another key"), "{refused}");
+    }
 }
