@@ -3,7 +3,11 @@
 //! Ours rather than the wrapped broker's, because it binds port 0, bounds sockets before CONNECT, and lets each
 //! connection carry what its transport has proved.
 
-use crate::{Hooks, Limits, auth::ConnectionAuth, connections::Connections};
+use crate::{
+    Hooks, Limits,
+    auth::ConnectionAuth,
+    connections::{Connections, OpenConnection},
+};
 use mqtt5::broker::{
     BrokerConfig as MqttConfig, DynamicStorage, ResourceMonitor, client_handler::ClientHandler, router::MessageRouter,
     sys_topics::BrokerStats, tls_acceptor::TlsStreamWrapper, transport::BrokerTransport,
@@ -12,7 +16,7 @@ use rustls::pki_types::CertificateDer;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, oneshot},
+    sync::{Semaphore, broadcast, oneshot},
     task::{JoinError, JoinSet},
     time::{sleep, timeout},
 };
@@ -36,10 +40,13 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// Serves one socket to its end; the connection is in the table from the first poll until the future is dropped.
-    async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        let open = self.connections.open();
-        let mut stopped = open.connection.stopped();
+    /// Serves one socket to its end; the connection is in the table until the future is dropped.
+    async fn serve(
+        self: Arc<Self>,
+        (stream, peer): (TcpStream, SocketAddr),
+        open: OpenConnection,
+        mut stopped: broadcast::Receiver<()>,
+    ) {
         let secured = tokio::select! {
             secured = timeout(self.limits.handshake_timeout, self.secure(stream)) => secured,
             _ = stopped.recv() => return,
@@ -109,7 +116,10 @@ pub(crate) async fn run(listener: TcpListener, core: Arc<Core>, mut stop: onesho
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => match Arc::clone(&places).try_acquire_owned() {
                     Ok(place) => {
-                        let served = Arc::clone(&core).serve(stream, peer);
+                        // Here and not in its task: a stop that comes before the task has begun must find it in the table.
+                        let open = core.connections.open();
+                        let stopped = open.connection.stopped();
+                        let served = Arc::clone(&core).serve((stream, peer), open, stopped);
                         tasks.spawn(async move {
                             served.await;
                             drop(place);
