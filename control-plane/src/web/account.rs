@@ -14,7 +14,7 @@ use super::{
     Console, PageError, page,
     pages::Frame,
     session::Visit,
-    sign_in::{CsrfForm, check_csrf, check_form},
+    sign_in::{Confirmed, check_csrf},
     view::access::TokenRow,
 };
 use crate::{
@@ -93,12 +93,9 @@ pub(super) async fn create_token(
 
 pub(super) async fn revoke_token(
     State(console): State<Console>,
-    Extension(visit): Extension<Visit>,
     Path(id): Path<String>,
-    headers: HeaderMap,
-    form: Result<Form<CsrfForm>, FormRejection>,
+    Confirmed(visit): Confirmed,
 ) -> Result<Redirect, PageError> {
-    check_form(&visit, &headers, form)?;
     let missing = |_| PageError::NotFound("There is no such token.".to_owned());
     let id = id.parse().map_err(missing)?;
     access::revoke_token(&console.app.core, &visit.grant.actor, id, now_ms()).await?;

@@ -3,18 +3,12 @@
 use std::collections::BTreeMap;
 
 use axum::{
-    Extension, Form,
-    extract::{Path, State, rejection::FormRejection},
-    http::HeaderMap,
+    extract::{Path, State},
     response::Redirect,
 };
 use skerry_shared::digest::Digest;
 
-use super::{
-    Console, PageError,
-    session::Visit,
-    sign_in::{CsrfForm, check_form},
-};
+use super::{Console, PageError, sign_in::Confirmed};
 use crate::{
     api::CalledBy,
     app::Change,
@@ -22,29 +16,21 @@ use crate::{
     devices::keys::{self, KeyState, NewKey},
 };
 
-type FormResult = Result<Form<CsrfForm>, FormRejection>;
-
 pub(super) async fn approve(
     State(console): State<Console>,
     CalledBy(by): CalledBy,
-    Extension(visit): Extension<Visit>,
     Path(fingerprint): Path<String>,
-    headers: HeaderMap,
-    form: FormResult,
+    Confirmed(_): Confirmed,
 ) -> Result<Redirect, PageError> {
-    check_form(&visit, &headers, form)?;
     decide(&console, &fingerprint, KeyState::Approved, by).await
 }
 
 pub(super) async fn reject(
     State(console): State<Console>,
     CalledBy(by): CalledBy,
-    Extension(visit): Extension<Visit>,
     Path(fingerprint): Path<String>,
-    headers: HeaderMap,
-    form: FormResult,
+    Confirmed(_): Confirmed,
 ) -> Result<Redirect, PageError> {
-    check_form(&visit, &headers, form)?;
     decide(&console, &fingerprint, KeyState::Rejected, by).await
 }
 

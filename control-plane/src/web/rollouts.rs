@@ -2,9 +2,8 @@
 
 use askama::Template;
 use axum::{
-    Extension, Form,
-    extract::{Path, State, rejection::FormRejection},
-    http::HeaderMap,
+    Extension,
+    extract::{Path, State},
     response::{Html, Redirect},
 };
 use skerry_shared::id::RolloutId;
@@ -13,7 +12,7 @@ use super::{
     Console, PageError, page,
     pages::Frame,
     session::Visit,
-    sign_in::{CsrfForm, check_form},
+    sign_in::Confirmed,
     view::rollout::{RolloutRow, RolloutView},
 };
 use crate::{
@@ -68,29 +67,21 @@ fn parse(id: &str) -> Result<RolloutId, PageError> {
         .map_err(|_| PageError::NotFound("There is no such rollout.".to_owned()))
 }
 
-type FormResult = Result<Form<CsrfForm>, FormRejection>;
-
 pub(super) async fn pause(
     State(console): State<Console>,
     CalledBy(by): CalledBy,
-    Extension(visit): Extension<Visit>,
     Path(id): Path<String>,
-    headers: HeaderMap,
-    form: FormResult,
+    Confirmed(_): Confirmed,
 ) -> Result<Redirect, PageError> {
-    check_form(&visit, &headers, form)?;
     changed(&console, rollouts::pause(&console.app.core, parse(&id)?, by).await)
 }
 
 pub(super) async fn resume(
     State(console): State<Console>,
     CalledBy(by): CalledBy,
-    Extension(visit): Extension<Visit>,
     Path(id): Path<String>,
-    headers: HeaderMap,
-    form: FormResult,
+    Confirmed(_): Confirmed,
 ) -> Result<Redirect, PageError> {
-    check_form(&visit, &headers, form)?;
     changed(
         &console,
         rollouts::resume(&console.app.core, &console.app.config.rollouts, parse(&id)?, by).await,
@@ -100,23 +91,17 @@ pub(super) async fn resume(
 pub(super) async fn abort(
     State(console): State<Console>,
     CalledBy(by): CalledBy,
-    Extension(visit): Extension<Visit>,
     Path(id): Path<String>,
-    headers: HeaderMap,
-    form: FormResult,
+    Confirmed(_): Confirmed,
 ) -> Result<Redirect, PageError> {
-    check_form(&visit, &headers, form)?;
     changed(&console, rollouts::abort(&console.app.core, parse(&id)?, by).await)
 }
 
 pub(super) async fn approve(
     State(console): State<Console>,
-    Extension(visit): Extension<Visit>,
     Path(id): Path<String>,
-    headers: HeaderMap,
-    form: FormResult,
+    Confirmed(visit): Confirmed,
 ) -> Result<Redirect, PageError> {
-    check_form(&visit, &headers, form)?;
     let (app, approver) = (&console.app, &visit.grant.actor);
     let policy = &app.config.rollouts;
     let approved = approval::approve(&app.core, policy, parse(&id)?, approver, now_ms()).await;

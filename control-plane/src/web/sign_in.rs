@@ -3,7 +3,7 @@
 use askama::Template;
 use axum::{
     Form,
-    extract::{MatchedPath, Request, State, rejection::FormRejection},
+    extract::{FromRequest, MatchedPath, Request, State, rejection::FormRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::Next,
     response::{Html, IntoResponse, Redirect, Response},
@@ -101,17 +101,15 @@ fn open_session(console: &Console, grant: Grant, headers: &HeaderMap, now_ms: u6
 
 /// A form that needs nothing but to come from our own page.
 #[derive(Deserialize)]
-pub(super) struct CsrfForm {
+struct CsrfForm {
     csrf: String,
 }
 
 pub(super) async fn logout(
     State(console): State<Console>,
-    visit: axum::Extension<Visit>,
     headers: HeaderMap,
-    form: Result<Form<CsrfForm>, FormRejection>,
+    Confirmed(_): Confirmed,
 ) -> Result<Response, PageError> {
-    check_form(&visit, &headers, form)?;
     if let Some(id) = session_id(&console, &headers) {
         console.sessions.close(id);
     }
@@ -170,18 +168,25 @@ fn session_id<'a>(console: &Console, headers: &'a HeaderMap) -> Option<&'a str> 
         .find_map(|(name, value)| (name == wanted).then_some(value))
 }
 
-/// Refuses a form that does not come from a page of this session.
-pub(super) fn check_form(
-    visit: &Visit,
-    headers: &HeaderMap,
-    form: Result<Form<CsrfForm>, FormRejection>,
-) -> Result<(), PageError> {
-    require_same_origin(headers)?;
-    let Form(form) = form.map_err(|_| PageError::Forbidden)?;
-    check_csrf(visit, headers, &form.csrf)
+/// A press of a button: a form that comes from a page of this session and has nothing else in it.
+pub(super) struct Confirmed(pub(super) Visit);
+
+impl FromRequest<Console> for Confirmed {
+    type Rejection = PageError;
+
+    async fn from_request(request: Request, console: &Console) -> Result<Self, PageError> {
+        let visit = request.extensions().get::<Visit>().cloned();
+        let visit = visit.ok_or(PageError::Forbidden)?;
+        let headers = request.headers().clone();
+        require_same_origin(&headers)?;
+        let form = Form::<CsrfForm>::from_request(request, console).await;
+        let Form(form) = form.map_err(|_| PageError::Forbidden)?;
+        check_csrf(&visit, &headers, &form.csrf)?;
+        Ok(Confirmed(visit))
+    }
 }
 
-/// The same for a form with more in it.
+/// Refuses a form with more in it that does not come from a page of this session.
 pub(super) fn check_csrf(visit: &Visit, headers: &HeaderMap, csrf: &str) -> Result<(), PageError> {
     require_same_origin(headers)?;
     // Digests are compared, so that a comparison that stops early tells nothing.

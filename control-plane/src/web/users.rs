@@ -14,7 +14,7 @@ use super::{
     Console, PageError, page,
     pages::Frame,
     session::Visit,
-    sign_in::{CsrfForm, check_csrf, check_form},
+    sign_in::{Confirmed, check_csrf},
     view::access::UserRow,
 };
 use crate::{
@@ -92,23 +92,17 @@ pub(super) async fn set_role(
 
 pub(super) async fn disable(
     State(console): State<Console>,
-    Extension(visit): Extension<Visit>,
     Path(name): Path<String>,
-    headers: HeaderMap,
-    form: Result<Form<CsrfForm>, FormRejection>,
+    Confirmed(visit): Confirmed,
 ) -> Result<Redirect, PageError> {
-    check_form(&visit, &headers, form)?;
     apply(&console, &visit, &name, shut_out(true)).await
 }
 
 pub(super) async fn enable(
     State(console): State<Console>,
-    Extension(visit): Extension<Visit>,
     Path(name): Path<String>,
-    headers: HeaderMap,
-    form: Result<Form<CsrfForm>, FormRejection>,
+    Confirmed(visit): Confirmed,
 ) -> Result<Redirect, PageError> {
-    check_form(&visit, &headers, form)?;
     apply(&console, &visit, &name, shut_out(false)).await
 }
 
