@@ -101,6 +101,14 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// The most memory that it has had, in kB.
+    pub fn peak_kb(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kb = line.context("/proc tells no peak")?.trim().trim_end_matches(" kB");
+        Ok(kb.parse()?)
+    }
+
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()

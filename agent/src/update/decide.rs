@@ -5,7 +5,7 @@
 
 use skerry_shared::{
     desired::{Desired, Outcome, OutcomeResult, ReportedError},
-    id::ModelName,
+    id::{Generation, ModelName, ModelVersion},
 };
 
 use super::{
@@ -79,6 +79,19 @@ pub(crate) fn rest(
     Ok((dropped, job))
 }
 
+/// The end of an installed bundle that no update has asked for.
+fn gone(generation: Generation, model: &ModelName, version: ModelVersion, error: ReportedError) -> Outcome {
+    Outcome {
+        generation,
+        model: model.clone(),
+        version,
+        rollout: None,
+        result: OutcomeResult::Failed(error),
+        wire_bytes: 0,
+        resumed_downloads: 0,
+    }
+}
+
 /// Empties the current slot of a model whose installed bundle does not load, so that it is fetched anew.
 pub(crate) fn give_up_current(keeper: &Keeper, model: &ModelName, error: ReportedError) -> Result<(), DiskError> {
     keeper.change(|record| {
@@ -87,15 +100,7 @@ pub(crate) fn give_up_current(keeper: &Keeper, model: &ModelName, error: Reporte
         let Some(current) = record.slots.get_mut(model).and_then(|slots| slots.current.take()) else {
             return;
         };
-        let outcome = Outcome {
-            generation,
-            model: model.clone(),
-            version: current.version,
-            rollout: None,
-            result: OutcomeResult::Failed(error),
-            wire_bytes: 0,
-            resumed_downloads: 0,
-        };
+        let outcome = gone(generation, model, current.version, error);
         record.outcomes.insert(model.clone(), outcome);
     })
 }
@@ -112,15 +117,7 @@ pub(crate) fn leave_blocked(keeper: &Keeper, trust: &Trust) -> Result<Vec<(Model
             slots.previous.take_if(|previous| trust.blocked(previous).is_some());
             let Some(current) = &slots.current else { continue };
             let Some(error) = trust.blocked(current) else { continue };
-            let outcome = Outcome {
-                generation,
-                model: model.clone(),
-                version: current.version,
-                rollout: None,
-                result: OutcomeResult::Failed(error),
-                wire_bytes: 0,
-                resumed_downloads: 0,
-            };
+            let outcome = gone(generation, model, current.version, error);
             record.outcomes.insert(model.clone(), outcome);
             record.failed.insert(model.clone(), (current.index, generation));
             let previous = slots.previous.take();

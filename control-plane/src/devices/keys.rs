@@ -12,7 +12,7 @@ use skerry_shared::{
     id::{DeviceId, Platform},
 };
 
-use super::{DeviceError, check_labels, key_store};
+use super::{DeviceError, check_new_labels, key_store};
 use crate::{
     audit::{self, By, Fact},
     db::{Db, DbError, to_json},
@@ -122,11 +122,7 @@ pub enum Admitted {
 /// [`DeviceError::Label`], or the database's.
 pub async fn list_keys(db: &Db, keys: Vec<NewKey>, by: By) -> Result<usize, DeviceError> {
     for key in &keys {
-        check_labels(
-            key.labels
-                .iter()
-                .map(|(key, value)| (key.as_str(), Some(value.as_str()))),
-        )?;
+        check_new_labels(&key.labels)?;
     }
     db.write(move |conn| {
         for key in &keys {
@@ -145,11 +141,7 @@ pub async fn list_keys(db: &Db, keys: Vec<NewKey>, by: By) -> Result<usize, Devi
 /// [`DeviceError::UnknownKey`], [`DeviceError::Enrolled`] for a refusal that comes too late, [`DeviceError::Exists`] when the id is another device's, [`DeviceError::Label`], or the
 /// database's.
 pub async fn decide(db: &Db, key: NewKey, state: KeyState, by: By) -> Result<DeviceKey, DeviceError> {
-    check_labels(
-        key.labels
-            .iter()
-            .map(|(key, value)| (key.as_str(), Some(value.as_str()))),
-    )?;
+    check_new_labels(&key.labels)?;
     db.write(move |conn| {
         let known = key_store::get(conn, &key.fingerprint)?.ok_or(DeviceError::UnknownKey(key.fingerprint))?;
         if state == KeyState::Rejected

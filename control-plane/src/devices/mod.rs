@@ -332,7 +332,7 @@ pub async fn create_token(
     expires_at_ms: u64,
     by: By,
 ) -> Result<(), DeviceError> {
-    check_labels(labels.iter().map(|(key, value)| (key.as_str(), Some(value.as_str()))))?;
+    check_new_labels(&labels)?;
     db.write(move |conn| {
         store::insert_token(conn, &secret_hash, &labels, uses, by.at_ms, expires_at_ms)?;
         let fact = Fact::new("device_token.create", token_name(&secret_hash))
@@ -347,6 +347,10 @@ pub async fn create_token(
 /// How the audit log names an enrolment token: by the beginning of its secret's digest.
 fn token_name(secret_hash: &Digest) -> String {
     format!("device-token/{}", &secret_hash.to_hex()[..12])
+}
+
+fn check_new_labels(labels: &BTreeMap<String, String>) -> Result<(), DeviceError> {
+    check_labels(labels.iter().map(|(key, value)| (key.as_str(), Some(value.as_str()))))
 }
 
 fn check_labels<'a>(labels: impl Iterator<Item = (&'a str, Option<&'a str>)>) -> Result<(), DeviceError> {

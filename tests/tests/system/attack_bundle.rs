@@ -1,8 +1,6 @@
 //! Attacks by a bundle that is properly signed: the publisher's mistake, or his stolen key. The signature makes none of them
 //! right, and the device refuses each before it costs more than the download.
 
-use std::fs;
-
 use skerry_shared::{
     chunk::{Chunk, ChunkIndex, Codec},
     desired::OutcomeResult,
@@ -146,28 +144,20 @@ fn attack_decompression_bombs() {
     let two_frames = [zeros(500), zeros(500)].concat();
     let trailing = [zeros(1000), b"and more".to_vec()].concat();
     let too_short = zeros(999);
-    let before = peak_kb(&scene);
+    let before = scene.peak_kb();
     for wire in [bomb, two_frames, trailing, too_short, b"no zstd at all".to_vec()] {
         let (index, chunks) = with_manifest_chunk(&index, &chunks, wire);
         refuses(&mut scene, index, chunks, "bad_chunk");
     }
     assert!(
-        peak_kb(&scene) < before + 16 * 1024,
+        scene.peak_kb() < before + 16 * 1024,
         "{} kB, before {before}",
-        peak_kb(&scene)
+        scene.peak_kb()
     );
     // The same way with an honest frame gets past the chunk, to a manifest that is none.
     let (honest, parts) = with_manifest_chunk(&index, &chunks, zeros(1000));
     refuses(&mut scene, honest, parts, "manifest");
     accepts_the_true_one(&mut scene);
-}
-
-/// The most memory that the agent has had, in kB.
-fn peak_kb(scene: &Scene) -> u64 {
-    let id = scene.device.process().unwrap().id();
-    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 /// The right bytes under another version's name.

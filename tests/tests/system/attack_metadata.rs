@@ -81,25 +81,13 @@ fn attack_one_key_that_signs_twice() {
     let rotated = with(&scene.after, "2.root.json", two_of_two);
     // Under its own id twice, and once under the id of the other key.
     let twice = targets_signed_by(&scene, &rotated, &[&first, &first]);
-    let mut file: Value = serde_json::from_slice(&targets_file(&scene, &[&first, &first])).unwrap();
+    let mut file: Value = serde_json::from_slice(twice.newest_file("targets")).unwrap();
     file["signatures"][1]["keyid"] = json!(second.id().as_str());
     let disguised = scene.around_targets(&rotated, serde_json::to_vec(&file).unwrap());
-    let both = targets_signed_by(&scene, &rotated, &[&first, &second]);
     refuses_after_rotation(&mut scene, twice, "duplicate_signature");
     refuses_after_rotation(&mut scene, disguised, "sig_threshold");
-    let both = renewed(&scene, both, &[&first, &second]);
+    let both = targets_signed_by(&scene, &rotated, &[&first, &second]);
     scene.accepts(both);
-}
-
-fn targets_file(scene: &Scene, signers: &[&SigningKey]) -> Vec<u8> {
-    edited(scene.after.newest_file("targets"), signers, |signed| {
-        signed["version"] = json!(scene.next_version());
-    })
-}
-
-/// The same repository with newer files around its targets.
-fn renewed(scene: &Scene, repository: Repository, signers: &[&SigningKey]) -> Repository {
-    targets_signed_by(scene, &repository, signers)
 }
 
 /// After a rotation of the targets key the old targets file is not trusted any more, and the new one is refused.
@@ -318,7 +306,7 @@ fn attack_endless_data() {
         file.resize(8 * 1024 * 1024, b' ');
         file
     };
-    let peak = peak_kb(&scene);
+    let peak = scene.peak_kb();
     for role in ["timestamp", "snapshot"] {
         let name = scene.after.newest(role);
         // White space does not matter to a signature: only the length is wrong.
@@ -335,16 +323,8 @@ fn attack_endless_data() {
     ));
     let repository = with(&scene.after, "2.root.json", root);
     scene.refuses(repository, "too_large");
-    assert!(peak_kb(&scene) < peak + 8 * 1024, "nothing of it was kept");
+    assert!(scene.peak_kb() < peak + 8 * 1024, "nothing of it was kept");
     scene.accepts(scene.after.clone());
-}
-
-/// The most memory that the agent has had, in kB.
-fn peak_kb(scene: &Scene) -> u64 {
-    let id = scene.device.process().unwrap().id();
-    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 #[test]

@@ -296,6 +296,11 @@ impl Scene {
         assert_eq!(answered_by, version);
     }
 
+    /// The most memory that the agent of `dev-1` has had, in kB.
+    pub(crate) fn peak_kb(&self) -> u64 {
+        self.device.process().unwrap().peak_kb().unwrap()
+    }
+
     /// The metadata that `dev-1` trusts.
     pub(crate) fn trusted_files(&self) -> BTreeMap<String, Vec<u8>> {
         let folder = self.device.state_dir.join("trust");
