@@ -210,12 +210,15 @@ fn attack_a_cloned_device_is_noticed() {
         .unwrap();
     // Starting again is not being two.
     assert!(fleet.device("dev-1").unwrap()["duplicate_seen_at_ms"].is_null());
+    // A disk is copied while nobody writes to it, and then both machines run.
+    devices[0].stop().unwrap();
     let copy = fleet.path("devices/copy");
     let copied = std::process::Command::new("cp")
         .arg("-a")
         .args([&devices[0].state_dir, &copy])
         .status();
     assert!(copied.unwrap().success());
+    devices[0].start().unwrap();
     let mut clone = Device::enrolled(fleet.program(), &copy, "dev-1").unwrap();
     clone.start().unwrap();
     fleet
