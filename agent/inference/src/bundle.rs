@@ -2,12 +2,13 @@
 
 use skerry_shared::{
     bundle::{GoldenVectors, Manifest, Resource, StageKind, Tolerance},
+    id::ResourceName,
     oip::{ModelMetadata, Tensor},
 };
 
 use crate::{
-    GoldenError, InferError, LoadError, Runtime, WASMTIME_VERSION,
-    engine::Plan,
+    EngineName, Engines, GoldenError, InferError, LoadError, Measured, Runtime, WASMTIME_VERSION,
+    engine::choice::{self, Candidate},
     golden, host_platform,
     model::Model,
     pipeline::{self, LoadedKind, LoadedStage},
@@ -18,8 +19,50 @@ use crate::{
 pub struct LoadedBundle {
     metadata: ModelMetadata,
     stages: Vec<LoadedStage>,
-    /// The ONNX files by stage, until the golden vectors have said which plan serves.
-    sources: Vec<(usize, Vec<u8>)>,
+    /// The ONNX files, until the golden vectors have said which engine serves.
+    files: ModelFiles,
+    engines: Engines,
+    serves: EngineName,
+    measured: Vec<Measured>,
+}
+
+/// The ONNX files of a pipeline. One engine runs all of them.
+#[derive(Default)]
+struct ModelFiles(Vec<ModelFile>);
+
+struct ModelFile {
+    /// Its place in the pipeline.
+    position: usize,
+    stage: ResourceName,
+    onnx: Vec<u8>,
+}
+
+impl ModelFiles {
+    fn load(&self, candidate: &Candidate) -> Result<Vec<(usize, Model)>, LoadError> {
+        let load = |file: &ModelFile| {
+            let model = Model::load(&file.onnx, candidate).map_err(|source| LoadError::Model {
+                stage: file.stage.clone(),
+                source,
+            })?;
+            Ok((file.position, model))
+        };
+        self.0.iter().map(load).collect()
+    }
+
+    /// Loads all with the first engine that can.
+    ///
+    /// # Errors
+    /// That of the engine that is tried first.
+    fn load_first(&self, engines: &Engines) -> Result<(Vec<(usize, Model)>, EngineName), LoadError> {
+        let mut first = None;
+        for candidate in engines.candidates() {
+            match self.load(&candidate) {
+                Ok(models) => return Ok((models, candidate.name())),
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        Err(first.unwrap_or_else(|| LoadError::Runtime("there is no engine".to_owned())))
+    }
 }
 
 impl LoadedBundle {
@@ -38,20 +81,27 @@ impl LoadedBundle {
                 source,
             })
         };
+        let mut files = ModelFiles::default();
+        for (position, stage) in manifest.pipeline.stages.iter().enumerate() {
+            if let StageKind::Model { resource } = &stage.kind {
+                let entry = manifest.resource(resource);
+                files.0.push(ModelFile {
+                    position,
+                    stage: stage.name.clone(),
+                    onnx: fetch(entry.ok_or_else(|| LoadError::MissingResource(resource.clone()))?)?,
+                });
+            }
+        }
+        let (models, serves) = files.load_first(runtime.engines())?;
+        let mut models = models.into_iter();
         let mut stages = Vec::with_capacity(manifest.pipeline.stages.len());
-        let mut sources = Vec::new();
         for stage in &manifest.pipeline.stages {
             let name = stage.name.clone();
             let kind = match &stage.kind {
                 StageKind::Model { resource } => {
-                    let entry = manifest.resource(resource);
-                    let onnx = fetch(entry.ok_or_else(|| LoadError::MissingResource(resource.clone()))?)?;
-                    let model = Model::load(&onnx, Plan::Optimised);
-                    let model = model.map_err(|source| LoadError::Model {
-                        stage: name.clone(),
-                        source,
-                    })?;
-                    sources.push((stages.len(), onnx));
+                    let (_, model) = models
+                        .next()
+                        .ok_or_else(|| LoadError::MissingResource(resource.clone()))?;
                     LoadedKind::Model(Box::new(model))
                 }
                 StageKind::Step {
@@ -87,29 +137,99 @@ impl LoadedBundle {
         Ok(LoadedBundle {
             metadata,
             stages,
-            sources,
+            files,
+            engines: runtime.engines().clone(),
+            serves,
+            measured: Vec::new(),
         })
     }
 
-    /// Proves the bundle on its golden vectors. If the optimised plan of its models answers wrongly, the plain plan is tried
-    /// and kept when it is right.
+    /// Proves the bundle on its golden vectors with each engine that is present, and keeps the fastest that is right. tract's plain
+    /// plan is tried only where its optimised one is not right, since it is never faster.
     ///
     /// # Errors
-    /// [`GoldenError`] of the optimised plan when neither is right: do not serve this bundle.
+    /// [`GoldenError`] of the engine that was loaded first when none is right: do not serve this bundle.
     pub fn check_golden(&mut self, vectors: &GoldenVectors, tolerance: Tolerance) -> Result<(), GoldenError> {
-        let sources = std::mem::take(&mut self.sources);
-        let Err(optimised) = golden::check(vectors, tolerance, |inputs| self.infer(inputs)) else {
-            return Ok(());
-        };
-        for (position, onnx) in sources {
-            if let Ok(model) = Model::load(&onnx, Plan::Plain) {
-                self.stages[position].kind = LoadedKind::Model(Box::new(model));
+        let files = std::mem::take(&mut self.files);
+        let engines = self.engines.clone();
+        // The engine that is loaded already comes first.
+        let mut candidates = engines.candidates();
+        candidates.sort_by_key(|candidate| candidate.name() != self.serves);
+        let (mut first_error, mut tract_is_right) = (None, false);
+        for candidate in candidates {
+            let name = candidate.name();
+            let done = choice::fastest(&self.measured).is_some() && engines.first_right_serves();
+            if done
+                || files.0.is_empty() && !self.measured.is_empty()
+                || name == EngineName::TractPlain && tract_is_right
+            {
+                continue;
+            }
+            let before = self.serves;
+            let replaced = if name == before {
+                Vec::new()
+            } else {
+                match files.load(&candidate) {
+                    Ok(models) => self.replace(models, name),
+                    Err(error) => {
+                        let outcome = Err(crate::error::chain(&error));
+                        self.measured.push(Measured { engine: name, outcome });
+                        continue;
+                    }
+                }
+            };
+            let outcome = golden::check(vectors, tolerance, |inputs| self.infer(inputs)).map(|()| {
+                choice::time(|| {
+                    for vector in &vectors.vectors {
+                        // It has just answered rightly; only its time is wanted.
+                        let _answer = self.infer(vector.inputs.clone());
+                    }
+                })
+            });
+            tract_is_right |= name == EngineName::Tract && outcome.is_ok();
+            let outcome = outcome.map_err(|error| {
+                let words = crate::error::chain(&error);
+                first_error.get_or_insert(error);
+                words
+            });
+            self.measured.push(Measured { engine: name, outcome });
+            if choice::fastest(&self.measured) != Some(name) && name != before {
+                self.replace(replaced, before);
             }
         }
-        let plain = golden::check(vectors, tolerance, |inputs| self.infer(inputs));
-        plain
-            .map(|()| tracing::warn!("the optimised plan fails the golden vectors, the plain plan serves"))
-            .map_err(|_| optimised)
+        for measured in &self.measured {
+            match &measured.outcome {
+                Ok(time) => tracing::info!(engine = %measured.engine, time_us = time.as_micros() as u64, "right"),
+                Err(error) => tracing::warn!(engine = %measured.engine, %error, "cannot serve this bundle"),
+            }
+        }
+        match (choice::fastest(&self.measured), first_error) {
+            (None, Some(error)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets other models run and gives the ones before them back.
+    fn replace(&mut self, models: Vec<(usize, Model)>, serves: EngineName) -> Vec<(usize, Model)> {
+        self.serves = serves;
+        let swap = |(position, model): (usize, Model)| {
+            let kind = std::mem::replace(&mut self.stages[position].kind, LoadedKind::Model(Box::new(model)));
+            match kind {
+                LoadedKind::Model(before) => Some((position, *before)),
+                LoadedKind::Step(_) => None,
+            }
+        };
+        models.into_iter().filter_map(swap).collect()
+    }
+
+    /// The engine that runs the models.
+    pub fn engine(&self) -> EngineName {
+        self.serves
+    }
+
+    /// What each engine did with the golden vectors; empty before [`LoadedBundle::check_golden`].
+    pub fn measured(&self) -> &[Measured] {
+        &self.measured
     }
 
     /// Answers one request.

@@ -36,6 +36,9 @@ pub enum ModelError {
     /// tract cannot load it; its own words name operator, node and shape.
     #[error("tract cannot load the model: {0}")]
     Load(String),
+    /// ONNX Runtime cannot load it.
+    #[error("ONNX Runtime cannot load the model: {0}")]
+    OnnxRuntime(String),
 }
 
 /// Why a bundle does not load.
@@ -246,4 +249,15 @@ pub enum GoldenError {
         /// The element expected.
         expected: String,
     },
+}
+
+/// An error with everything that caused it, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        words += &format!(": {cause}");
+        source = cause.source();
+    }
+    words
 }

@@ -1,4 +1,4 @@
-//! Runs the pipeline of a bundle: ONNX models with tract, sandboxed WASM steps with wasmtime.
+//! Runs the pipeline of a bundle: ONNX models with tract or ONNX Runtime, sandboxed WASM steps with wasmtime.
 //!
 //! It knows neither network nor trust: what it loads has been verified by the caller. It has no compiler either, unless the
 //! publisher's feature `compile` is on. Invariant: whatever a model, a step or a request does, it ends in an error of that
@@ -21,6 +21,7 @@ mod wasm;
 pub use bundle::LoadedBundle;
 #[cfg(feature = "compile")]
 pub use compile::{CompileError, PLATFORMS, compile_component};
+pub use engine::choice::{EngineChoice, EngineName, Engines, Measured};
 pub use error::{GoldenError, InferError, LoadError, ModelError, StepError};
 pub use model::{CheckedModel, check_model};
 pub use operators::UnknownOperator;

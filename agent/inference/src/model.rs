@@ -1,7 +1,8 @@
 //! A model: its ONNX file, its metadata, and the engine that runs it.
 
-use std::collections::HashSet;
+use std::{borrow::Cow, collections::HashSet};
 
+use prost::Message;
 use skerry_shared::oip::{Tensor, TensorMetadata};
 use tract_onnx::{
     pb::{ModelProto, ValueInfoProto, tensor_shape_proto::dimension, type_proto},
@@ -10,7 +11,7 @@ use tract_onnx::{
 
 use crate::{
     ModelError, admission,
-    engine::{Engine, Plan},
+    engine::{Engine, Plan, choice::Candidate},
     rewrite,
 };
 
@@ -28,7 +29,7 @@ pub struct CheckedModel {
 /// # Errors
 /// [`ModelError`] with the reason in words.
 pub fn check_model(onnx: &[u8]) -> Result<CheckedModel, ModelError> {
-    let model = Model::load(onnx, Plan::Optimised)?;
+    let model = Model::load(onnx, &Candidate::Tract(Plan::Optimised))?;
     Ok(CheckedModel {
         inputs: model.inputs,
         outputs: model.outputs,
@@ -36,19 +37,22 @@ pub fn check_model(onnx: &[u8]) -> Result<CheckedModel, ModelError> {
 }
 
 /// An admitted ONNX file.
-pub(crate) struct ModelSource {
+pub(crate) struct ModelSource<'a> {
+    file: &'a [u8],
+    /// True when the graph is not that of the file any more.
+    is_rewritten: bool,
     pub(crate) proto: ModelProto,
     pub(crate) inputs: Vec<TensorMetadata>,
     pub(crate) outputs: Vec<TensorMetadata>,
 }
 
-impl ModelSource {
-    pub(crate) fn parse(onnx: &[u8]) -> Result<ModelSource, ModelError> {
+impl ModelSource<'_> {
+    pub(crate) fn parse(onnx: &[u8]) -> Result<ModelSource<'_>, ModelError> {
         let mut proto = tract_onnx::onnx()
             .proto_model_for_read(&mut &onnx[..])
             .map_err(|error| ModelError::Parse(format!("{error:#}")))?;
         admission::admit(&proto, onnx.len())?;
-        rewrite::for_all(&mut proto);
+        let is_rewritten = rewrite::for_all(&mut proto);
         let graph = proto.graph.as_ref();
         let graph = graph.ok_or_else(|| ModelError::Parse("there is no graph in it".to_owned()))?;
         let constants: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
@@ -59,7 +63,22 @@ impl ModelSource {
         let inputs = inputs.map(metadata).collect::<Result<Vec<_>, _>>()?;
         let mut outputs = graph.output.iter().map(metadata).collect::<Result<Vec<_>, _>>()?;
         allow_more_labels(&inputs, &mut outputs);
-        Ok(ModelSource { proto, inputs, outputs })
+        Ok(ModelSource {
+            file: onnx,
+            is_rewritten,
+            proto,
+            inputs,
+            outputs,
+        })
+    }
+
+    /// The model as a file, for an engine that reads one.
+    pub(crate) fn encoded(&self) -> Cow<'_, [u8]> {
+        if self.is_rewritten {
+            Cow::Owned(self.proto.encode_to_vec())
+        } else {
+            Cow::Borrowed(self.file)
+        }
     }
 }
 
@@ -108,11 +127,11 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    pub(crate) fn load(onnx: &[u8], plan: Plan) -> Result<Model, ModelError> {
+    pub(crate) fn load(onnx: &[u8], candidate: &Candidate) -> Result<Model, ModelError> {
         let source = ModelSource::parse(onnx)?;
         let (inputs, outputs) = (source.inputs.clone(), source.outputs.clone());
         Ok(Model {
-            engine: Engine::load(source, plan)?,
+            engine: Engine::load(source, candidate)?,
             inputs,
             outputs,
         })

@@ -2,76 +2,21 @@
 //! and answer alike. How they were made is in `cases/make.py`.
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+mod common;
 
-use skerry_inference::{LoadedBundle, Runtime};
-use skerry_shared::{
-    bundle::{GoldenVectors, Lineage, Manifest, Pipeline, Resource, ResourceKind, Stage, StageKind, Tolerance},
-    digest::Digest,
-    schema::SchemaVersion,
-};
-
-fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/cases")
-}
-
-/// Loads the model of a case alone and compares its answers.
-fn check(runtime: &Runtime, name: &str, tolerance: Tolerance) -> Result<(), String> {
-    let onnx = fs::read(folder().join(format!("{name}.onnx"))).unwrap();
-    let vectors = fs::read(folder().join(format!("{name}.json"))).unwrap();
-    let vectors: GoldenVectors = serde_json::from_slice(&vectors).unwrap();
-    let checked = skerry_inference::check_model(&onnx).map_err(|error| format!("{name}: {error}"))?;
-    let manifest = Manifest {
-        schema: SchemaVersion::CURRENT,
-        model: "case".parse().unwrap(),
-        version: "1".parse().unwrap(),
-        created_at_ms: 0,
-        resources: vec![Resource {
-            name: "model.onnx".parse().unwrap(),
-            digest: Digest::of(&onnx),
-            size_bytes: onnx.len() as u64,
-            kind: ResourceKind::OnnxModel,
-        }],
-        pipeline: Pipeline {
-            inputs: checked.inputs,
-            outputs: checked.outputs,
-            stages: vec![Stage {
-                name: "model".parse().unwrap(),
-                kind: StageKind::Model {
-                    resource: "model.onnx".parse().unwrap(),
-                },
-            }],
-        },
-        golden: None,
-        lineage: Lineage::default(),
-    };
-    let told = |error: &dyn std::error::Error| {
-        let mut told = format!("{name}: {error}");
-        let mut source = error.source();
-        while let Some(inner) = source {
-            told += &format!(": {inner}");
-            source = inner.source();
-        }
-        told
-    };
-    let mut bundle = LoadedBundle::load(runtime, &manifest, &mut |_| Ok(onnx.clone())).map_err(|error| told(&error))?;
-    bundle.check_golden(&vectors, tolerance).map_err(|error| told(&error))
-}
+use common::{CLOSE, folder, names, prove};
+use skerry_inference::Runtime;
+use skerry_shared::bundle::Tolerance;
 
 /// Checks every case whose name begins so; there must be `count` of them.
 fn check_all(prefix: &str, count: usize, tolerance: Tolerance) {
-    let names = fs::read_dir(folder()).unwrap().filter_map(|entry| {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        let name = name.strip_suffix(".onnx")?;
-        name.starts_with(prefix).then(|| name.to_owned())
-    });
-    let names: BTreeSet<String> = names.collect();
+    let names = names(prefix);
     assert_eq!(names.len(), count, "{names:?}");
     let runtime = Runtime::new().unwrap();
-    let failed: Vec<String> = names
+    let failed = names
         .iter()
-        .filter_map(|name| check(&runtime, name, tolerance).err())
-        .collect();
+        .filter_map(|name| prove(&runtime, &folder(), name, tolerance).err());
+    let failed: Vec<String> = failed.collect();
     assert!(
         failed.is_empty(),
         "{} of {count} fail:\n{}",
@@ -79,11 +24,6 @@ fn check_all(prefix: &str, count: usize, tolerance: Tolerance) {
         failed.join("\n")
     );
 }
-
-const CLOSE: Tolerance = Tolerance {
-    absolute: 1e-5,
-    relative: 1e-4,
-};
 
 #[test]
 fn classical_node_cases_of_the_onnx_project_are_right() {

@@ -40,7 +40,7 @@ pub(crate) struct TractModel {
 
 impl TractModel {
     /// Reads a model. One whose shapes are all fixed is planned at once, so that what is wrong with it is said now.
-    pub(crate) fn load(mut source: ModelSource, plan: Plan) -> Result<TractModel, ModelError> {
+    pub(crate) fn load(mut source: ModelSource<'_>, plan: Plan) -> Result<TractModel, ModelError> {
         rewrite::for_tract(&mut source.proto);
         let onnx = framework();
         let known = &onnx.op_register.0;
@@ -66,7 +66,7 @@ impl TractModel {
         }
     }
 
-    fn read(onnx: &Onnx, source: ModelSource, plan: Plan) -> TractResult<TractModel> {
+    fn read(onnx: &Onnx, source: ModelSource<'_>, plan: Plan) -> TractResult<TractModel> {
         let mut model = onnx.model_for_proto_model(&source.proto)?;
         model.set_input_names(source.inputs.iter().map(|input| &input.name))?;
         model.select_outputs_by_name(source.outputs.iter().map(|output| &output.name))?;

@@ -21,7 +21,7 @@ use wasmtime::{
     component::{Component, Linker},
 };
 
-use crate::{LoadError, StepError};
+use crate::{Engines, LoadError, StepError};
 
 mod bindings {
     #![allow(missing_docs, unreachable_pub, clippy::all, unused_qualifications)]
@@ -74,23 +74,37 @@ pub(crate) fn engine_config() -> Config {
     config
 }
 
-/// The WASM engine of a process, with the clock that stops steps which run too long.
+/// What bundles run on in a process: the engines of models, and the WASM engine with the clock that stops steps which run too
+/// long.
 #[derive(Clone)]
 pub struct Runtime {
     engine: Engine,
     clock: Arc<Clock>,
+    engines: Engines,
 }
 
 impl Runtime {
-    /// Starts an engine.
+    /// Starts the WASM engine; models run on tract.
     ///
     /// # Errors
     /// [`LoadError::Runtime`] when the machine cannot run it.
     pub fn new() -> Result<Runtime, LoadError> {
+        Runtime::with_engines(Engines::default())
+    }
+
+    /// Starts the WASM engine; models run on what `engines` has.
+    ///
+    /// # Errors
+    /// [`LoadError::Runtime`] when the machine cannot run it.
+    pub fn with_engines(engines: Engines) -> Result<Runtime, LoadError> {
         let failed = |error: String| LoadError::Runtime(error);
         let engine = Engine::new(&engine_config()).map_err(|error| failed(format!("{error:#}")))?;
         let clock = Clock::start(engine.clone()).map_err(|error| failed(error.to_string()))?;
-        Ok(Runtime { engine, clock })
+        Ok(Runtime { engine, clock, engines })
+    }
+
+    pub(crate) fn engines(&self) -> &Engines {
+        &self.engines
     }
 }
 
