@@ -322,6 +322,7 @@ impl Agent {
                 },
                 _ = tick.tick() => {
                     self.pulse.beat();
+                    self.show_connection();
                     // A state that could not be written, on a full disk for example, is tried again.
                     if self.running.is_none() && self.keeper.get().update != State::Idle {
                         self.begin(effect_of(&self.keeper.get().update));
@@ -636,6 +637,16 @@ impl Agent {
         }
     }
 
+    /// The local status says whether the broker is there. The report itself need not: it would not arrive.
+    fn show_connection(&self) {
+        let connected = serde_json::Value::Bool(self.sender.is_connected());
+        self.status.send_if_modified(|status| {
+            let changed = status["connected"] != connected;
+            status["connected"] = connected;
+            changed
+        });
+    }
+
     fn report(&mut self) {
         self.seq += 1;
         self.reported_at = Instant::now();
@@ -655,6 +666,7 @@ impl Agent {
         let reported = report::reported(&self.keeper.get(), &facts);
         self.status
             .send_replace(serde_json::to_value(&reported).unwrap_or_default());
+        self.show_connection();
         if !self
             .sender
             .try_publish(Channel::Reported, QoS::AtLeastOnce, reported.to_json())

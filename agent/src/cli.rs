@@ -113,6 +113,9 @@ enum Command {
         /// The state folder of the running agent.
         #[arg(long, default_value = "/var/lib/skerry")]
         state_dir: PathBuf,
+        /// Waits at most so long until the device is in sync: connected, and no update under way. For example 2m.
+        #[arg(long, value_name = "DURATION", value_parser = interval)]
+        wait: Option<Duration>,
     },
 }
 
@@ -182,7 +185,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
                 ExitCode::FAILURE
             };
         }
-        Command::Status { state_dir } => status(&state_dir),
+        Command::Status { state_dir, wait } => status(&state_dir, wait),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -333,20 +336,43 @@ fn print(proof: &Proof) {
     }
 }
 
-fn status(state_dir: &std::path::Path) -> anyhow::Result<()> {
+/// How often a waiting `status` looks again.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+fn status(state_dir: &std::path::Path, wait: Option<Duration>) -> anyhow::Result<()> {
+    let end = std::time::Instant::now() + wait.unwrap_or_default();
+    loop {
+        let status = ask_status(state_dir);
+        let settled = status.as_ref().is_ok_and(is_in_sync);
+        let over = std::time::Instant::now() >= end;
+        if settled || over {
+            say(&serde_json::to_string_pretty(&status?)?);
+            if wait.is_some() && !settled {
+                anyhow::bail!("the device is not in sync yet: see `connected` and `update` above");
+            }
+            return Ok(());
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// True when the device is connected and has what it should have.
+fn is_in_sync(status: &serde_json::Value) -> bool {
+    status["connected"] == true && status["update"]["state"] == "idle"
+}
+
+fn ask_status(state_dir: &std::path::Path) -> anyhow::Result<serde_json::Value> {
     let path = state_dir.join("inference-address");
     let address =
         std::fs::read_to_string(&path).with_context(|| format!("no agent has run with {}", state_dir.display()))?;
     let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5)));
     let agent: ureq::Agent = config.build().into();
     let answer = agent.get(format!("http://{}/skerry/v1/status", address.trim())).call();
-    let status: serde_json::Value = answer
+    answer
         .context("the agent does not answer: is it running?")?
         .body_mut()
         .read_json()
-        .context("bad answer")?;
-    say(&serde_json::to_string_pretty(&status)?);
-    Ok(())
+        .context("bad answer")
 }
 
 #[cfg(test)]
@@ -362,5 +388,16 @@ mod tests {
         for text in ["", "10", "s", "-1s", "1d", "0s", "99ms", "99999999999s"] {
             assert!(interval(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn in_sync_is_connected_and_at_rest() {
+        use serde_json::json;
+        assert!(is_in_sync(&json!({"connected": true, "update": {"state": "idle"}})));
+        assert!(!is_in_sync(
+            &json!({"connected": true, "update": {"state": "download"}})
+        ));
+        assert!(!is_in_sync(&json!({"connected": false, "update": {"state": "idle"}})));
+        assert!(!is_in_sync(&json!({})));
     }
 }

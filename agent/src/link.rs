@@ -64,6 +64,11 @@ impl Sender {
         self.client.try_publish(topic, qos, retain, payload).is_ok()
     }
 
+    /// True while a connection to the broker is up.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.connection.borrow().is_some()
+    }
+
     fn topic(&self, channel: Channel) -> String {
         Topic::Device(self.device.clone(), channel).to_string()
     }
