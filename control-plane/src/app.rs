@@ -31,7 +31,7 @@ use crate::{
     ca::own::OwnCertificates,
     config::{BrokerAccess, Config, Mqtt},
     db::{Db, DbError, Durability, Migration},
-    devices::{self, DeviceError},
+    devices::{self, DeviceError, token::Pins},
     https, mqtt, publish, rollouts,
     signing::online::OnlineKeys,
     telemetry,
@@ -96,6 +96,10 @@ pub(crate) const CORE_MIGRATIONS: &[Migration] = &[
     Migration {
         number: 16,
         sql: include_str!("../migrations/core/016_device_keys.sql"),
+    },
+    Migration {
+        number: 18,
+        sql: include_str!("../migrations/core/018_agent_packages.sql"),
     },
 ];
 
@@ -194,6 +198,14 @@ impl App {
     pub async fn checkpoint(&self) -> Result<Envelope, DbError> {
         let file = self.config.data_dir.join(CHECKPOINTS);
         audit::checkpoint::make(&self.core, &self.keys, &file, now_ms()).await
+    }
+
+    /// What a device that enrols from now on must trust.
+    pub fn pins(&self) -> Pins {
+        Pins {
+            root: self.keys.root_digest(),
+            authority: self.certificates.authority().digest(),
+        }
     }
 
     /// Takes a device's access away, and ends its connection at once. A broker elsewhere must be told by its own means: until

@@ -16,6 +16,7 @@ pub mod audit;
 pub mod access;
 pub mod ca;
 
+pub mod agent_package;
 pub mod devices;
 pub mod registry;
 pub mod training;

@@ -5,7 +5,8 @@
 #   ./install.sh --uninstall   takes the program off; identity and bundles stay for a later installation
 #   ./install.sh --purge       takes everything off: program, identity, bundles, user
 #
-# DESTDIR=/some/folder installs below that folder and touches neither users nor services: for images, and to look first.
+# DESTDIR=/some/folder works below that folder and touches neither users nor services: for images, and to look first. A copy of
+# this script stays in /usr/share/skerry-agent with the list of what it has installed, and takes exactly that off.
 # Invariant: each file is replaced as a whole, so a power cut leaves the old program or the new one.
 set -eu
 
@@ -13,6 +14,7 @@ root=${DESTDIR:-}
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 state=/var/lib/skerry
 unit=skerry-agent.service
+own=/usr/share/skerry-agent
 
 say() { printf '%s\n' "$*"; }
 die() {
@@ -23,9 +25,10 @@ die() {
 live() { [ -z "$root" ]; }
 systemd() { live && [ -d /run/systemd/system ]; }
 
-# What is installed, by its place below the root; install and uninstall read the same list.
+# What an installation consists of: its name here, mode, and place below the root.
 files() {
     cat <<'LIST'
+install.sh 0755 /usr/share/skerry-agent/install.sh
 bin/skerry-agent 0755 /usr/bin/skerry-agent
 systemd/skerry-agent.service 0644 /etc/systemd/system/skerry-agent.service
 completions/skerry-agent.bash 0644 /usr/share/bash-completion/completions/skerry-agent
@@ -60,8 +63,24 @@ make_user() {
     fi
 }
 
+# The places of an installation that is there.
+installed() { [ ! -e "$root$own/installed" ] || cat "$root$own/installed"; }
+
+remove_file() {
+    rm -f -- "$root$1"
+    # Folders that only this program needed; `rmdir` leaves alone whatever is not empty.
+    rmdir -p -- "$(dirname -- "$root$1")" 2>/dev/null || true
+}
+
 install_all() {
+    [ -e "$here/bin/skerry-agent" ] || die "there is nothing to install here: unpack the tarball, and run its install.sh"
     files | while read -r source mode place; do put "$source" "$mode" "$place"; done
+    # What an older version had and this one has not.
+    installed | while read -r place; do
+        files | grep -qF " $place" || remove_file "$place"
+    done
+    files | sed 's/.* //' >"$root$own/installed.new"
+    mv -f -- "$root$own/installed.new" "$root$own/installed"
     # A configuration that somebody has changed stays.
     if [ ! -e "$root/etc/default/skerry-agent" ]; then
         put skerry-agent.default 0644 /etc/default/skerry-agent
@@ -82,18 +101,18 @@ install_all() {
         # Not enrolled yet: the unit's condition keeps it from starting, which is no failure.
         systemctl restart "$unit"
     fi
-    say "installed $("$root/usr/bin/skerry-agent" --version) to $root/usr/bin"
+    # Below DESTDIR it may be for another processor.
+    if live; then "$root/usr/bin/skerry-agent" --version; fi
+    say "installed to $root/usr/bin"
 }
 
 uninstall() {
     if systemd; then
         systemctl disable --quiet --now "$unit" 2>/dev/null || true
     fi
-    files | while read -r _ _ place; do
-        rm -f -- "$root$place"
-        # Folders that only this program needed; `rmdir` leaves alone whatever is not empty.
-        rmdir -p -- "$(dirname -- "$root$place")" 2>/dev/null || true
-    done
+    [ -e "$root$own/installed" ] || die "nothing is installed below ${root:-/} by this script"
+    # Read as a whole first: the list and this script are among what goes.
+    for place in $(installed) "$own/installed"; do remove_file "$place"; done
     if systemd; then systemctl daemon-reload; fi
 }
 
@@ -116,7 +135,7 @@ case ${1:-} in
     say "taken off, with identity, bundles and user"
     ;;
 *)
-    sed -n '2,9p' "$0" >&2
+    sed -n '2,11p' "$0" >&2
     exit 2
     ;;
 esac

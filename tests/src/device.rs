@@ -39,10 +39,17 @@ pub struct Device {
 impl Device {
     /// Enrols a device with a token.
     pub fn enroll(program: &Path, folder: &Path, id: &str, server: &str, token: &str) -> Result<Device> {
+        Device::enroll_with(vec![program.into(), "agent".into()], folder, id, server, token)
+    }
+
+    /// The same, with the words that start an agent.
+    pub fn enroll_with(agent: Vec<OsString>, folder: &Path, id: &str, server: &str, token: &str) -> Result<Device> {
         let state_dir = folder.join(id);
         fs::create_dir_all(&state_dir)?;
+        let (program, words) = agent.split_first().context("no program")?;
         let output = Command::new(program)
-            .args(["agent", "enroll", "--server", server, "--device-id", id, "--state-dir"])
+            .args(words)
+            .args(["enroll", "--server", server, "--device-id", id, "--state-dir"])
             .arg(&state_dir)
             .env("SKERRY_ENROLL_TOKEN", token)
             .output()
@@ -50,11 +57,15 @@ impl Device {
         if !output.status.success() {
             bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
         }
-        Device::enrolled(program, &state_dir, id)
+        Device::enrolled_with(agent, &state_dir, id)
     }
 
     /// A device whose state folder has an identity already.
     pub fn enrolled(program: &Path, state_dir: &Path, id: &str) -> Result<Device> {
+        Device::enrolled_with(vec![program.into(), "agent".into()], state_dir, id)
+    }
+
+    fn enrolled_with(agent: Vec<OsString>, state_dir: &Path, id: &str) -> Result<Device> {
         let state_dir = state_dir.to_owned();
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
@@ -63,7 +74,7 @@ impl Device {
             id: id.to_owned(),
             state_dir,
             arguments: vec!["--telemetry-interval".to_owned(), "200ms".to_owned()],
-            agent: vec![program.into(), "agent".into()],
+            agent,
             process: None,
             url: String::new(),
             http: config.build().into(),

@@ -1,6 +1,7 @@
 //! The control plane under test, and what an operator does with it.
 
 use std::{
+    ffi::OsString,
     fs,
     io::{BufRead, BufReader},
     net::SocketAddr,
@@ -194,6 +195,11 @@ impl Fleet {
             &self.url(),
             &self.device_token()?,
         )
+    }
+
+    /// Enrols a device with another agent than the program under test: the words that start it.
+    pub fn enroll_with(&self, id: &str, agent: Vec<OsString>) -> Result<Device> {
+        Device::enroll_with(agent, &self.path("devices"), id, &self.url(), &self.device_token()?)
     }
 
     /// Enrols and starts devices, and waits until they are connected.

@@ -20,6 +20,8 @@ const TABLE: &[(&str, Role, Role)] = &[
     ("device-tokens", Operator, Operator),
     ("device-keys", Viewer, Operator),
     ("device-trust", Viewer, Admin),
+    // What new devices run as a service: the offline keys do not sign it, so nobody but an admin chooses it.
+    ("agent-packages", Viewer, Admin),
     ("rollouts", Viewer, Operator),
     ("telemetry", Viewer, Admin),
     ("events", Viewer, Admin),

@@ -176,6 +176,9 @@ async fn devices_and_rollouts(walk: &mut Walk) {
     let token = ("POST", "/device-tokens");
     walk.call("create_device_token", token, "{}", "device_token.create")
         .await;
+    let package = "/agent-packages/skerry-agent_0.1.0-1_arm64.deb";
+    let (call, publish) = ("publish_agent_package", "agent_package.publish");
+    walk.call(call, ("POST", package), "!<arch>\n", publish).await;
     walk.server.enroll("dev-1", &[]).await;
     // The route wants a certificate of the device, which nobody here has: this is the call that it makes.
     let (core, id) = (&walk.server.server.app().core, "dev-1".parse().unwrap());

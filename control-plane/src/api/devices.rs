@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use axum::{
     Extension, Json,
     extract::State,
-    http::StatusCode,
+    http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
 };
 use base64::{
@@ -16,7 +16,6 @@ use rustls::pki_types::{CertificateSigningRequestDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
 use skerry_shared::{
     desired::{BundleAssignment, InstalledBundle, Outcome, ReportedError, UpdateStatus},
-    digest::Digest,
     id::{DeviceId, Generation, ModelName, ModelVersion, Platform, RolloutId},
 };
 use utoipa::ToSchema;
@@ -24,6 +23,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Problem,
+    agent_packages::install_line,
     extract::{CalledBy, Caller, JsonBody, UrlPath, UrlQuery},
 };
 use crate::{
@@ -37,13 +37,11 @@ use crate::{
     devices::{
         self, Credential, Device, Enrolment, Selector,
         keys::{self, Admitted, Asked},
+        token::{self, NewToken},
     },
     https::PeerCertificate,
     openapi,
 };
-
-/// A month: longer tokens are forgotten, and found by somebody else.
-const TOKEN_TTL_MAX: Duration = Duration::from_secs(31 * 86_400);
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::default()
@@ -168,6 +166,9 @@ struct DeviceToken {
     expires_at_ms: u64,
     /// How many devices may use it.
     uses: u32,
+    /// For the shell of a device without an agent: installs one and enrols with the token. It reaches this control plane by the
+    /// `Host` of the request. Absent where the control plane itself speaks no HTTPS.
+    install_line: Option<String>,
 }
 
 /// Makes an enrolment token
@@ -180,28 +181,20 @@ struct DeviceToken {
 async fn create_token(
     State(app): State<Arc<App>>,
     CalledBy(by): CalledBy,
+    headers: HeaderMap,
     JsonBody(body): JsonBody<TokenBody>,
 ) -> Result<(StatusCode, Json<DeviceToken>), Problem> {
-    if body.uses == 0 || body.ttl_seconds == 0 || body.ttl_seconds > TOKEN_TTL_MAX.as_secs() {
-        return Err(Problem::refused(
-            "a token needs at least one use and a life of 1 second to 31 days",
-        ));
-    }
-    let mut secret = [0; 16];
-    getrandom::fill(&mut secret).map_err(|error| Problem::internal(std::io::Error::other(error.to_string())))?;
-    let expires_at_ms = by.at_ms + body.ttl_seconds * 1000;
     let uses = body.uses;
-    devices::create_token(&app.core, Digest::of(&secret), body.labels, uses, expires_at_ms, by).await?;
-    // The digests of what a device trusts travel with the token, on the way that the operator trusts.
-    let token = format!(
-        "skt_{}.{}.{}",
-        URL_SAFE_NO_PAD.encode(secret),
-        app.keys.root_digest().to_hex(),
-        app.certificates.authority().digest().to_hex()
-    );
+    let new = NewToken {
+        life: Duration::from_secs(body.ttl_seconds),
+        uses,
+        labels: body.labels,
+    };
+    let made = token::make(&app.core, new, app.pins(), by).await?;
     let answer = DeviceToken {
-        token,
-        expires_at_ms,
+        install_line: install_line(&app, &headers, &made.text),
+        token: made.text,
+        expires_at_ms: made.expires_at_ms,
         uses,
     };
     Ok((StatusCode::CREATED, Json(answer)))

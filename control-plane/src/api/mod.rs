@@ -2,6 +2,10 @@
 //!
 //! Handlers translate; the domains decide. Invariant: nothing that a client sees names a path, a statement or a host.
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod agent_package_tests;
+pub(crate) mod agent_packages;
 mod audit;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -64,6 +68,7 @@ fn documented(app: &Arc<App>) -> OpenApiRouter<Arc<App>> {
         .merge(models::routes(upload_limit))
         .merge(bundles::routes(upload_limit))
         .merge(metadata::routes())
+        .merge(agent_packages::routes(upload_limit))
         .merge(rollouts::routes())
         .merge(runs::routes())
         .merge(telemetry::routes())
@@ -79,7 +84,11 @@ fn documented(app: &Arc<App>) -> OpenApiRouter<Arc<App>> {
     let count = middleware::from_fn_with_state(Arc::clone(app), load::count_address);
     let mut all = OpenApiRouter::with_openapi(document::empty())
         .nest("/api/v1", protected.merge(open.layer(count.clone())))
-        .merge(metadata::open_routes().layer(count));
+        .merge(
+            metadata::open_routes()
+                .merge(agent_packages::open_routes())
+                .layer(count),
+        );
     document::describe_failures(all.get_openapi_mut());
     document::name_wildcards(all.get_openapi_mut());
     all

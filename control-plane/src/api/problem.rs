@@ -219,7 +219,8 @@ impl From<DeviceError> for Problem {
             ),
             DeviceError::Exists(_) | DeviceError::Enrolled(_) => Problem::conflict(error.to_string()),
             DeviceError::NotFound(_) => Problem::not_found(error.to_string()),
-            DeviceError::Label(_) => Problem::refused(error.to_string()),
+            DeviceError::Label(_) | DeviceError::TokenLimits => Problem::refused(error.to_string()),
+            DeviceError::Random(_) => Problem::internal(error),
             DeviceError::Kept(_) => {
                 let title = "the role does not allow it";
                 Problem::new(StatusCode::FORBIDDEN, "forbidden", title, error.to_string())

@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use rustls::{ClientConfig, ServerConfig};
 
 use super::{Authority, CaError, ServerNames, tls, tls::Replaceable};
@@ -67,6 +68,21 @@ impl OwnCertificates {
     /// True when people see a certificate of the authority, and must trust it.
     pub fn people_trust_the_authority(&self) -> bool {
         self.files.is_none()
+    }
+
+    /// By which certificate a client without any other trust knows the port that people see, in PEM: the authority's; or, where
+    /// files are configured, the very one that is shown, since nobody here knows who has signed it.
+    pub fn anchor_pem(&self) -> String {
+        match &self.files {
+            None => self.authority.pem().to_owned(),
+            Some(_) => self
+                .people
+                .current()
+                .cert
+                .first()
+                .map(|der| pem(der))
+                .unwrap_or_default(),
+        }
     }
 
     /// Issues new certificates when the names of this machine have changed or the old ones have lived two thirds of their
@@ -142,6 +158,40 @@ impl OwnCertificates {
     }
 }
 
+fn pem(der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let lines: Vec<&str> = text
+        .as_bytes()
+        .chunks(64)
+        .map(|line| std::str::from_utf8(line).expect("base64 is ASCII"))
+        .collect();
+    format!(
+        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+        lines.join("\n")
+    )
+}
+
 fn names(more: &[String]) -> ServerNames {
     ServerNames::of_this_machine(more.iter().map(String::as_str))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_know_the_port_by_the_authority_or_by_the_very_certificate_that_is_configured() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config::new(folder.path());
+        let own = OwnCertificates::open(&config, 0).unwrap();
+        assert_eq!(own.anchor_pem(), own.authority().pem());
+
+        // Any certificate with its key: here the authority's own.
+        let file = |name: &str| folder.path().join("tls").join(name);
+        config.tls.files = Some((file("ca.pem"), file("ca.key")));
+        let configured = OwnCertificates::open(&config, 0).unwrap();
+        let anchor = tls::certificates(configured.anchor_pem().as_bytes()).unwrap();
+        assert_eq!(anchor, [configured.authority().certificate().clone()]);
+    }
 }

@@ -50,7 +50,7 @@ impl Replaceable {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
     }
 
-    fn current(&self) -> Arc<CertifiedKey> {
+    pub(super) fn current(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 }

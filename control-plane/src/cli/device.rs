@@ -20,6 +20,9 @@ pub(super) enum Command {
     /// Makes an enrolment token; it is shown once.
     #[command(
         after_help = "On the device:\n  SKERRY_ENROLL_TOKEN=TOKEN skerry-agent enroll --server URL\n  skerry-agent run\n\n\
+                      A device without an agent gets one by the line that is shown beside the token, from the packages that\n\
+                      `skerry agent-package publish` has given to the control plane. Call with a --server that devices reach, too:\n\
+                      the line has that address.\n\n\
                       Without a token a device enrols by its key: see `skerry device trust`."
     )]
     Token {
@@ -119,6 +122,12 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
                         "  SKERRY_ENROLL_TOKEN={} skerry-agent enroll --server {server}",
                         text(&token, "token")
                     ));
+                    if let Some(line) = token["install_line"].as_str() {
+                        output::note(
+                            "or, on a device without an agent (leave out `| sudo sh` to read first what it would do):",
+                        );
+                        output::note(&format!("  {line}"));
+                    }
                 }
             }
         }

@@ -3,6 +3,7 @@
 //!
 //! Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 not found.
 
+mod agent_package;
 mod audit;
 pub mod bundle;
 mod ca;
@@ -127,6 +128,9 @@ enum Command {
     /// Devices: enrolment tokens, state, labels.
     #[command(subcommand)]
     Device(device::Command),
+    /// The agent's packages that new devices are given: publish, list.
+    #[command(subcommand)]
+    AgentPackage(agent_package::Command),
     /// Training runs: submit, follow, cancel.
     #[command(subcommand)]
     Run(run::Command),
@@ -228,6 +232,7 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Ca(command) => ca::run(command),
         Command::Keys(command) => keys::run(command, global),
         Command::Device(command) => device::run(command, global),
+        Command::AgentPackage(command) => agent_package::run(command, global),
         Command::Run(command) => run::run(command, global),
         Command::Model(command) => model::run(command, global),
         Command::Bundle(command) => bundle::run(command, global),

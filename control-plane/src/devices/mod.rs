@@ -6,6 +6,7 @@
 mod key_store;
 pub mod keys;
 pub mod store;
+pub mod token;
 
 use std::collections::BTreeMap;
 
@@ -98,6 +99,12 @@ pub enum DeviceError {
     /// Too many devices wait for an operator.
     #[error("too many devices wait to be approved; try again later, or use a token")]
     TooManyPending,
+    /// A token that nobody could use, or that would live too long.
+    #[error("a token needs at least one use and a life of 1 second to 31 days")]
+    TokenLimits,
+    /// The system has no randomness for a secret.
+    #[error("no randomness from the system")]
+    Random(#[source] getrandom::Error),
     /// A label that would not survive a selector.
     #[error("`{0}` is no label: 1 to 63 of A-Z, a-z, 0-9, `-`, `_`, `.` and `/`")]
     Label(String),
@@ -118,6 +125,11 @@ impl Selector {
     /// True when `labels` has all of them.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.0.iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+
+    /// The labels themselves.
+    pub fn into_labels(self) -> BTreeMap<String, String> {
+        self.0
     }
 }
 
@@ -320,7 +332,7 @@ pub struct Admission {
     pub revoked: bool,
 }
 
-/// Makes an enrolment token.
+/// Stores an enrolment token by the digest of its secret; [`token::make`] makes one.
 ///
 /// # Errors
 /// [`DeviceError::Label`], or the database's.

@@ -79,6 +79,7 @@ impl From<DeviceError> for PageError {
         match error {
             DeviceError::NotFound(_) | DeviceError::UnknownKey(_) => PageError::NotFound(sentence(&error)),
             DeviceError::Exists(_) | DeviceError::Enrolled(_) => PageError::Conflict(sentence(&error)),
+            DeviceError::Label(_) | DeviceError::TokenLimits => PageError::Refused(sentence(&error)),
             other => PageError::internal(other),
         }
     }

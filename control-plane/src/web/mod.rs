@@ -7,6 +7,7 @@ mod account;
 mod assets;
 mod audit;
 mod device_keys;
+mod enrolment;
 mod error;
 mod live;
 mod pages;
@@ -80,6 +81,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/devices/{id}", get(pages::device))
         .route("/device-keys/{fingerprint}/approve", post(device_keys::approve))
         .route("/device-keys/{fingerprint}/reject", post(device_keys::reject))
+        .route("/device-tokens", post(enrolment::create_token))
         .route("/models", get(pages::models))
         .route("/audit", get(audit::list))
         .route("/rollouts", get(rollouts::list))

@@ -70,6 +70,7 @@ struct FleetPage {
     /// The devices that wait for somebody who knows their fingerprints.
     waiting: Vec<DeviceKey>,
     may_decide: bool,
+    may_enroll: bool,
     /// Where a device finds this control plane, as this browser does.
     server: String,
 }
@@ -83,6 +84,7 @@ pub(super) async fn fleet(
     let Query(query) = query.map_err(|_| PageError::Malformed)?;
     let frame = Frame::new("fleet", "device device-keys", visit);
     let may_decide = frame.role >= roles::needed(&Method::POST, "/device-keys");
+    let may_enroll = frame.role >= roles::needed(&Method::POST, "/device-tokens");
     let waiting = keys::known(&console.app.core, Some(KeyState::Pending), frame.now_ms).await?;
     let (devices, error) = match Selector::from_str(&query.selector) {
         Ok(selector) => (devices::list(&console.app.core, &selector).await?, None),
@@ -96,6 +98,7 @@ pub(super) async fn fleet(
         fleet,
         waiting,
         may_decide,
+        may_enroll,
         server,
     })
 }

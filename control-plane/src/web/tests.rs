@@ -245,6 +245,38 @@ async fn an_empty_fleet_says_what_to_do() {
 }
 
 #[tokio::test]
+async fn a_new_devices_token_is_shown_once_with_the_line_that_installs_an_agent() {
+    let browser = Browser::sign_in().await;
+    assert!(browser.get("/").await.body.contains("action=\"/device-tokens\""));
+    let form = format!("csrf={}&labels=site%3Dnorth&uses=2", browser.csrf().await);
+    let headers = [("sec-fetch-site", "same-origin"), ("host", "192.0.2.1:8080")];
+    let made = send_form(&browser.server, &browser.cookie, "/device-tokens", &form, &headers).await;
+    assert_eq!(made.status, StatusCode::OK, "{}", made.body);
+    assert!(
+        made.body.contains("skt_") && made.body.contains("2 devices"),
+        "{}",
+        made.body
+    );
+    assert!(made.body.contains("/install.sh?token=skt_"), "{}", made.body);
+    assert!(made.body.contains("There is no agent here yet"), "{}", made.body);
+    assert!(
+        !made.body.contains("style=") && !made.body.contains("<style"),
+        "{}",
+        made.body
+    );
+    assert!(!browser.get("/").await.body.contains("skt_"));
+    for refused in ["labels=&uses=0", "labels=%3Cscript%3E&uses=1"] {
+        let answer = browser.fill("/device-tokens", refused).await;
+        assert!(answer.status.is_client_error(), "{refused}: {}", answer.status);
+    }
+    let viewer = browser.server.token_of(Role::Viewer).await;
+    let viewer = Browser::sign_in_to(Arc::clone(&browser.server), &format!("token={viewer}")).await;
+    assert!(!viewer.get("/").await.body.contains("action=\"/device-tokens\""));
+    let answer = viewer.fill("/device-tokens", "labels=&uses=1").await;
+    assert_eq!(answer.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
 async fn the_fleet_page_shows_what_devices_run() {
     let browser = Browser::sign_in().await;
     browser.server.enroll("dev-1", &[("site", "north")]).await;

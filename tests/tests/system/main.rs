@@ -21,6 +21,8 @@ mod attack_bundle;
 mod attack_metadata;
 mod attack_transfer;
 mod bad_input;
+#[cfg(feature = "emulated")]
+mod emulated;
 mod flow_identity;
 mod flow_keys;
 mod flow_loop;
@@ -32,6 +34,8 @@ mod impostor;
 mod model_signing;
 #[cfg(feature = "outside")]
 mod outside;
+#[cfg(feature = "outside")]
+mod outside_install;
 mod power_loss;
 mod taken_broker;
 mod telemetry_frames;
