@@ -29,7 +29,7 @@ use crate::{
     renew::Renewal,
     report::{self, Facts},
     serve,
-    serving::Serving,
+    serving::{Serving, admission::Limits},
     store::Store,
     telemetry::{self, spool::TelemetryStatus},
     time_request::Asking,
@@ -84,7 +84,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
     let signed_ms = keeper.get().time_floor_ms.max(identity.certificate.issued_at_ms);
     let clock = Clock::of_this_machine(signed_ms);
     let tls = tls::for_broker(&identity.broker_authority()?, Arc::clone(&certificate), &clock)?;
-    let serving = Arc::new(Serving::default());
+    let serving = Arc::new(Serving::new(Limits::default()));
     let runtime = Runtime::new()?;
 
     let listener = tokio::net::TcpListener::bind(options.listen).await;

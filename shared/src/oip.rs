@@ -3,6 +3,8 @@
 //! A [`Tensor`] holds its data as the protocol's binary extension does, row-major and little-endian, whichever way it came:
 //! the pipeline copies bytes and never numbers. Invariant: the data's length fits datatype and shape.
 
+pub mod body;
+
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{DeserializeSeed, Error as _, SeqAccess, Visitor},
@@ -32,6 +34,22 @@ pub enum Datatype {
 }
 
 impl Datatype {
+    const ALL: [Datatype; 13] = [
+        Datatype::Bool,
+        Datatype::Uint8,
+        Datatype::Uint16,
+        Datatype::Uint32,
+        Datatype::Uint64,
+        Datatype::Int8,
+        Datatype::Int16,
+        Datatype::Int32,
+        Datatype::Int64,
+        Datatype::Fp16,
+        Datatype::Fp32,
+        Datatype::Fp64,
+        Datatype::Bytes,
+    ];
+
     /// Bytes of one element; `None` for [`Datatype::Bytes`], whose elements differ in length.
     pub const fn element_bytes(self) -> Option<usize> {
         match self {
@@ -41,6 +59,11 @@ impl Datatype {
             Datatype::Uint64 | Datatype::Int64 | Datatype::Fp64 => Some(8),
             Datatype::Bytes => None,
         }
+    }
+
+    /// The datatype of that name; the names are upper case.
+    pub fn from_name(name: &str) -> Option<Datatype> {
+        Datatype::ALL.into_iter().find(|datatype| datatype.as_str() == name)
     }
 
     /// The protocol's name, for example `FP32`.
