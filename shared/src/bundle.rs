@@ -3,14 +3,16 @@
 //! The manifest is the file [`MANIFEST_NAME`] of the bundle's chunk index, and the chunk index is a TUF target: every byte
 //! here is covered by the `targets` signature.
 
-use std::collections::BTreeMap;
+mod pipeline;
 
 use serde::{Deserialize, Serialize};
+
+pub use pipeline::{Edge, INPUTS, OUTPUTS, Pipeline, PipelineError, Port, Stage, StageKind, StepLimits};
 
 use crate::{
     digest::Digest,
     id::{ModelName, ModelVersion, Platform, ResourceName, RunId},
-    oip::{Tensor, TensorMetadata},
+    oip::Tensor,
     schema::{Envelope, SchemaVersion},
 };
 
@@ -20,7 +22,7 @@ pub const MANIFEST_NAME: &str = "manifest.json";
 /// A bundle's manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// The envelope's version.
+    /// The envelope's version: what [`Pipeline::schema`] asks for.
     pub schema: SchemaVersion,
     /// The registered model.
     pub model: ModelName,
@@ -42,10 +44,23 @@ pub struct Manifest {
 
 impl Envelope for Manifest {
     const KIND: &'static str = "bundle manifest";
+    const MAJOR: u16 = 2;
     const LIMIT_BYTES: usize = 256 * 1024;
 }
 
 impl Manifest {
+    /// Checks names and edges of the pipeline, before anything of it is loaded.
+    ///
+    /// # Errors
+    /// [`PipelineError`], also when the manifest claims an older schema than its pipeline needs.
+    pub fn check_pipeline(&self) -> Result<(), PipelineError> {
+        let (got, needed) = (self.schema, self.pipeline.schema());
+        if got.major < needed.major {
+            return Err(PipelineError::Schema { got, needed });
+        }
+        self.pipeline.order().map(drop)
+    }
+
     /// The resource called `name` that suits `platform`: a compiled one for it, or one for all platforms.
     pub fn resource(&self, name: &ResourceName) -> Option<&Resource> {
         self.resources.iter().find(|r| r.name == *name)
@@ -108,57 +123,6 @@ pub enum ResourceKind {
     GoldenVectors,
     /// Labels, a model card: for people.
     Document,
-}
-
-/// A chain of stages. The first takes the pipeline's inputs, each next one takes what the one before gave.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Pipeline {
-    /// What a request carries.
-    pub inputs: Vec<TensorMetadata>,
-    /// What an answer carries.
-    pub outputs: Vec<TensorMetadata>,
-    /// In order of execution; never empty.
-    pub stages: Vec<Stage>,
-}
-
-/// One stage of a pipeline.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Stage {
-    /// Its name in errors and telemetry.
-    pub name: ResourceName,
-    /// What runs.
-    #[serde(flatten)]
-    pub kind: StageKind,
-}
-
-/// What a stage runs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "kind")]
-pub enum StageKind {
-    /// A model.
-    Model {
-        /// Its resource.
-        resource: ResourceName,
-    },
-    /// A sandboxed step.
-    Step {
-        /// The portable component's resource name; a device takes the one compiled for its platform.
-        component: ResourceName,
-        /// Passed to the step's `configure`.
-        #[serde(default)]
-        parameters: BTreeMap<String, String>,
-        /// What one call may use.
-        limits: StepLimits,
-    },
-}
-
-/// What one call of a step may use. The device caps these by its own limits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StepLimits {
-    /// Linear memory.
-    pub memory_bytes: u64,
-    /// Wall time of one call.
-    pub timeout_ms: u32,
 }
 
 /// Known answers, and how close to them is close enough.

@@ -1,15 +1,15 @@
 //! Every envelope and topic: it reads back, it ignores what a newer minor version adds, and refuses another major version.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, num::NonZeroU32};
 
 use proptest::{collection::vec, option, prelude::*};
 use serde_json::Value;
 
 use crate::{
     bundle::{
-        Approval, Golden, Lineage, Manifest, Pipeline, Registration, Resource, ResourceKind, Stage, StageKind,
-        StepLimits, Tolerance,
+        Approval, Edge, Golden, Lineage, Manifest, Pipeline, Port, Registration, Resource, ResourceKind, Stage,
+        StageKind, StepLimits, Tolerance,
     },
     desired::{
         Ack, AgentInfo, BundleAssignment, Desired, FrameId, InstalledBundle, Outcome, OutcomeResult, Reported,
@@ -261,15 +261,24 @@ fn stage() -> impl Strategy<Value = Stage> {
             }
         ),
     ];
-    (resource_name(), kind).prop_map(|(name, kind)| Stage { name, kind })
+    let batch = option::of(1_u32..).prop_map(|rows| rows.and_then(NonZeroU32::new));
+    (resource_name(), kind, batch).prop_map(|(name, kind, batch)| Stage { name, kind, batch })
 }
 
 fn manifest() -> impl Strategy<Value = Manifest> {
-    let pipeline = (vec(tensor(), 0..3), vec(tensor(), 0..3), vec(stage(), 0..4));
-    let pipeline = pipeline.prop_map(|(inputs, outputs, stages)| Pipeline {
+    let port = || (resource_name(), ".{1,10}").prop_map(|(stage, tensor)| Port { stage, tensor });
+    let edge = (port(), port()).prop_map(|(from, to)| Edge { from, to });
+    let pipeline = (
+        vec(tensor(), 0..3),
+        vec(tensor(), 0..3),
+        vec(stage(), 0..4),
+        vec(edge, 0..4),
+    );
+    let pipeline = pipeline.prop_map(|(inputs, outputs, stages, edges)| Pipeline {
         inputs,
         outputs,
         stages,
+        edges,
     });
     let golden = (resource_name(), 0.0..1.0_f64).prop_map(|(resource, absolute)| Golden {
         resource,
@@ -305,7 +314,7 @@ fn manifest() -> impl Strategy<Value = Manifest> {
     let names = (model(), any::<u64>(), any::<u64>());
     (names, vec(resource(), 0..4), pipeline, option::of(golden), lineage).prop_map(
         |((model, version, created_at_ms), resources, pipeline, golden, lineage)| Manifest {
-            schema: SCHEMA,
+            schema: pipeline.schema(),
             model,
             version: ModelVersion(version),
             created_at_ms,
@@ -330,7 +339,7 @@ fn check<T: Envelope + PartialEq + std::fmt::Debug>(envelope: &T) -> Result<(), 
     prop_assert!(T::from_json(&newer).is_ok(), "unknown fields are ignored");
 
     let mut other: Value = serde_json::from_slice(&json).unwrap();
-    other["schema"] = "2.0".into();
+    other["schema"] = format!("{}.0", T::MAJOR + 1).into();
     let other = T::from_json(&serde_json::to_vec(&other).unwrap());
     prop_assert!(
         matches!(other, Err(EnvelopeError::UnknownMajor { .. })),

@@ -114,6 +114,7 @@ mod tests {
                 inputs: vec![],
                 outputs: vec![],
                 stages: vec![],
+                edges: vec![],
             },
             golden: None,
             lineage: Lineage {

@@ -1,6 +1,6 @@
 //! The version that every envelope carries, and the one way to parse an envelope.
 //!
-//! Invariant: an envelope of another major version is never half-understood; it is refused before its fields are read.
+//! Invariant: an envelope of an unknown major version is never half-understood; it is refused before its fields are read.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ pub struct SchemaVersion {
 }
 
 impl SchemaVersion {
-    /// The version this crate writes.
+    /// The version this crate writes, unless a kind of envelope says otherwise.
     pub const CURRENT: SchemaVersion = SchemaVersion { major: 1, minor: 0 };
 
     fn parse(text: &str) -> Option<SchemaVersion> {
@@ -51,11 +51,6 @@ impl<'de> Deserialize<'de> for SchemaVersion {
         let text = String::deserialize(deserializer)?;
         let version = SchemaVersion::parse(&text)
             .ok_or_else(|| serde::de::Error::custom(format!("`{text}` is not a schema version")))?;
-        if version.major != SchemaVersion::CURRENT.major {
-            return Err(serde::de::Error::custom(format!(
-                "schema version {version} is not supported"
-            )));
-        }
         Ok(version)
     }
 }
@@ -74,12 +69,14 @@ pub enum EnvelopeError {
         limit_bytes: usize,
     },
     /// Another major version.
-    #[error("{kind} has schema version {version}, this program understands {}.x", SchemaVersion::CURRENT.major)]
+    #[error("{kind} has schema version {version}, this program understands {major}.x and no newer one")]
     UnknownMajor {
         /// What was parsed.
         kind: &'static str,
         /// The version found.
         version: String,
+        /// The newest one that is understood.
+        major: u16,
     },
     /// Not valid JSON, or not of the expected form.
     #[error("{kind} does not parse")]
@@ -95,6 +92,8 @@ pub enum EnvelopeError {
 pub trait Envelope: Serialize + DeserializeOwned {
     /// What it is called in errors.
     const KIND: &'static str;
+    /// The newest major version that is understood; those before it are too.
+    const MAJOR: u16 = SchemaVersion::CURRENT.major;
     /// The most bytes accepted: a bound on the memory that a peer can make us use.
     const LIMIT_BYTES: usize;
 
@@ -118,11 +117,12 @@ pub trait Envelope: Serialize + DeserializeOwned {
         let parse = |source| EnvelopeError::Parse { kind, source };
         let probe: Probe = serde_json::from_slice(bytes).map_err(parse)?;
         match SchemaVersion::parse(&probe.schema) {
-            Some(version) if version.major == SchemaVersion::CURRENT.major => {}
+            Some(version) if (1..=Self::MAJOR).contains(&version.major) => {}
             _ => {
                 return Err(EnvelopeError::UnknownMajor {
                     kind,
                     version: probe.schema,
+                    major: Self::MAJOR,
                 });
             }
         }

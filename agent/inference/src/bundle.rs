@@ -11,7 +11,7 @@ use crate::{
     engine::choice::{self, Candidate},
     golden, host_platform,
     model::Model,
-    pipeline::{self, LoadedKind, LoadedStage},
+    pipeline::{Graph, LoadedKind, LoadedStage},
     wasm::Step,
 };
 
@@ -19,6 +19,7 @@ use crate::{
 pub struct LoadedBundle {
     metadata: ModelMetadata,
     stages: Vec<LoadedStage>,
+    graph: Graph,
     /// The ONNX files, until the golden vectors have said which engine serves.
     files: ModelFiles,
     engines: Engines,
@@ -75,6 +76,7 @@ impl LoadedBundle {
         manifest: &Manifest,
         read: &mut dyn FnMut(&Resource) -> std::io::Result<Vec<u8>>,
     ) -> Result<LoadedBundle, LoadError> {
+        manifest.check_pipeline()?;
         let mut fetch = |resource: &Resource| {
             read(resource).map_err(|source| LoadError::Read {
                 name: resource.name.clone(),
@@ -123,10 +125,11 @@ impl LoadedBundle {
                     })?))
                 }
             };
-            stages.push(LoadedStage { name, kind });
+            let batch = stage.batch;
+            stages.push(LoadedStage { name, kind, batch });
         }
         let pipeline = &manifest.pipeline;
-        pipeline::check(&stages, &pipeline.inputs, &pipeline.outputs)?;
+        let graph = Graph::new(pipeline, &stages)?;
         let metadata = ModelMetadata {
             name: manifest.model.to_string(),
             versions: vec![manifest.version.to_string()],
@@ -137,6 +140,7 @@ impl LoadedBundle {
         Ok(LoadedBundle {
             metadata,
             stages,
+            graph,
             files,
             engines: runtime.engines().clone(),
             serves,
@@ -237,7 +241,7 @@ impl LoadedBundle {
     /// # Errors
     /// [`InferError`]; the bundle stays usable.
     pub fn infer(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, InferError> {
-        pipeline::run(&self.stages, &self.metadata.inputs, &self.metadata.outputs, inputs)
+        self.graph.run(&self.stages, &self.metadata.inputs, inputs)
     }
 
     /// What the pipeline takes and gives.

@@ -1,8 +1,11 @@
 //! What can go wrong, by stage: checking a model, loading a bundle, proving it, answering a request.
 
+use std::num::NonZeroU32;
+
 use skerry_shared::{
+    bundle::{Edge, PipelineError, Port},
     id::{Platform, ResourceName},
-    oip::{Datatype, TensorError},
+    oip::{Datatype, TensorError, TensorMetadata},
 };
 
 use crate::operators::{UnknownOperator, listed};
@@ -89,13 +92,53 @@ pub enum LoadError {
         /// Why.
         source: StepError,
     },
-    /// A stage does not fit the one before it.
-    #[error("stage `{stage}` {reason}")]
-    Pipeline {
-        /// The stage, or `outputs` for the pipeline's end.
-        stage: String,
-        /// Names, shapes and datatypes of both sides.
-        reason: String,
+    /// Names or edges of the pipeline are wrong.
+    #[error(transparent)]
+    Graph(#[from] PipelineError),
+    /// What is given at one end of an edge cannot be taken at the other.
+    #[error(
+        "edge `{edge}` does not fit: {} {:?} is given, {} {:?} is taken",
+        given.datatype, given.shape, taken.datatype, taken.shape
+    )]
+    Edge {
+        /// The edge.
+        edge: Edge,
+        /// What is given.
+        given: TensorMetadata,
+        /// What is taken.
+        taken: TensorMetadata,
+    },
+    /// A stage has no such tensor.
+    #[error("edge `{edge}`: there is no `{port}`, only {present:?}")]
+    AbsentTensor {
+        /// The edge.
+        edge: Edge,
+        /// Its end that is not there.
+        port: Port,
+        /// The tensors that are there.
+        present: Vec<String>,
+    },
+    /// A stage takes a tensor that nobody gives it.
+    #[error("no edge ends at `{place}:{}`, which takes {} {:?}", wanted.name, wanted.datatype, wanted.shape)]
+    Unfed {
+        /// The stage, or `outputs`.
+        place: String,
+        /// What it takes.
+        wanted: TensorMetadata,
+    },
+    /// A stage cannot follow its batch policy.
+    #[error(
+        "stage `{stage}` cannot be called with batches of up to {rows} rows: `{}` is {} {:?}; the first dimension must be free, or 1 \
+         with batches of 1",
+        tensor.name, tensor.datatype, tensor.shape
+    )]
+    Batch {
+        /// The stage.
+        stage: ResourceName,
+        /// Its policy.
+        rows: NonZeroU32,
+        /// The tensor that stands against it.
+        tensor: TensorMetadata,
     },
     /// The sandbox cannot be set up.
     #[error("cannot set up the WASM runtime: {0}")]
@@ -186,6 +229,22 @@ pub enum InferError {
         /// tract's own words.
         reason: String,
     },
+    /// What a stage is given cannot be cut into batches.
+    #[error("stage `{stage}` in batches: {reason}")]
+    Rows {
+        /// The stage.
+        stage: ResourceName,
+        /// Why.
+        reason: String,
+    },
+    /// A stage's batches do not go together.
+    #[error("stage `{stage}` in batches: {reason}")]
+    Batch {
+        /// The stage.
+        stage: ResourceName,
+        /// Why.
+        reason: String,
+    },
     /// A stage did not give what the next one takes, or the pipeline promises.
     #[error("stage `{stage}` gave no tensor `{tensor}` that fits")]
     Output {
@@ -204,11 +263,15 @@ impl InferError {
             | InferError::UnknownInput(_)
             | InferError::RepeatedInput(_)
             | InferError::WrongInput { .. }
+            | InferError::Rows { .. }
             | InferError::Step {
                 source: StepError::Input(_),
                 ..
             } => true,
-            InferError::Step { .. } | InferError::Model { .. } | InferError::Output { .. } => false,
+            InferError::Step { .. }
+            | InferError::Model { .. }
+            | InferError::Batch { .. }
+            | InferError::Output { .. } => false,
         }
     }
 }

@@ -70,7 +70,9 @@ fn load_with(runtime: &Runtime, words: &[(&str, &str)], limits: StepLimits) -> R
             stages: vec![Stage {
                 name: "hostile".parse().unwrap(),
                 kind: stage,
+                batch: None,
             }],
+            edges: vec![],
         },
         golden: None,
         lineage: Lineage::default(),
@@ -325,7 +327,7 @@ fn tensors_other_than_described_are_named() {
         LIMITS,
     );
     let error = renamed.err().unwrap();
-    assert!(matches!(error, LoadError::Pipeline { .. }), "{error}");
+    assert!(matches!(error, LoadError::AbsentTensor { .. }), "{error}");
 }
 
 #[test]

@@ -192,7 +192,9 @@ impl Plane {
                 stages: vec![Stage {
                     name: "identity".parse().unwrap(),
                     kind,
+                    batch: None,
                 }],
+                edges: vec![],
             },
             golden: Some(Golden {
                 resource: "golden.json".parse().unwrap(),

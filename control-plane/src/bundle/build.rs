@@ -14,7 +14,7 @@ use skerry_shared::{
     chunk::ChunkIndexError,
     digest::Digest,
     id::{ModelVersion, Platform, ResourceName},
-    schema::{Envelope, SchemaVersion},
+    schema::Envelope,
 };
 
 use super::{
@@ -134,9 +134,9 @@ pub fn build(spec: &Spec, options: &BuildOptions, folder: &Path) -> Result<Bundl
     let mut stages = Vec::with_capacity(spec.stages.len());
     for stage in &spec.stages {
         let kind = match &stage.kind {
-            SpecStageKind::Model => {
-                let resource = resource_name(&spec.onnx)?;
-                files.add(resource.clone(), ResourceKind::OnnxModel, read(&spec.onnx)?)?;
+            SpecStageKind::Model(path) => {
+                let resource = resource_name(path)?;
+                files.add(resource.clone(), ResourceKind::OnnxModel, read(path)?)?;
                 StageKind::Model { resource }
             }
             SpecStageKind::Step {
@@ -156,6 +156,7 @@ pub fn build(spec: &Spec, options: &BuildOptions, folder: &Path) -> Result<Bundl
         stages.push(Stage {
             name: stage.name.clone(),
             kind,
+            batch: stage.batch,
         });
     }
     let mut golden = None;
@@ -182,17 +183,19 @@ pub fn build(spec: &Spec, options: &BuildOptions, folder: &Path) -> Result<Bundl
     for path in &spec.documents {
         files.add(resource_name(path)?, ResourceKind::Document, read(path)?)?;
     }
+    let pipeline = Pipeline {
+        inputs,
+        outputs,
+        stages,
+        edges: spec.edges.clone(),
+    };
     let manifest = Manifest {
-        schema: SchemaVersion::CURRENT,
+        schema: pipeline.schema(),
         model: spec.model.clone(),
         version: options.version,
         created_at_ms: options.created_at_ms,
         resources: files.resources,
-        pipeline: Pipeline {
-            inputs,
-            outputs,
-            stages,
-        },
+        pipeline,
         golden,
         lineage: options.lineage.clone(),
     };

@@ -2,12 +2,13 @@
 
 use std::{
     collections::BTreeMap,
+    num::NonZeroU32,
     path::{Path, PathBuf},
 };
 
 use serde::Deserialize;
 use skerry_shared::{
-    bundle::{StepLimits, Tolerance},
+    bundle::{Edge, StepLimits, Tolerance},
     id::{ModelName, ResourceName},
     oip::TensorMetadata,
 };
@@ -27,8 +28,10 @@ pub struct Spec {
     pub outputs: Vec<TensorMetadata>,
     /// Labels, a model card: files for people.
     pub documents: Vec<PathBuf>,
-    /// The stages in order.
+    /// The stages; without edges, in order.
     pub stages: Vec<SpecStage>,
+    /// Which tensor goes where; none at all for a chain.
+    pub edges: Vec<Edge>,
 }
 
 /// One stage of a spec.
@@ -38,13 +41,15 @@ pub struct SpecStage {
     pub name: ResourceName,
     /// What runs.
     pub kind: SpecStageKind,
+    /// At most so many rows in a call.
+    pub batch: Option<NonZeroU32>,
 }
 
 /// What a stage runs.
 #[derive(Clone, Debug)]
 pub enum SpecStageKind {
-    /// The spec's ONNX file.
-    Model,
+    /// The spec's ONNX file, or another one.
+    Model(PathBuf),
     /// A portable WASM component.
     Step {
         /// Its file.
@@ -109,19 +114,29 @@ struct File {
     documents: Vec<PathBuf>,
     #[serde(default)]
     stage: Vec<FileStage>,
+    #[serde(default)]
+    edge: Vec<Edge>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileStage {
     name: String,
-    #[serde(default)]
-    model: bool,
+    model: Option<FileModel>,
+    batch: Option<NonZeroU32>,
     component: Option<PathBuf>,
     memory_bytes: Option<u64>,
     timeout_ms: Option<u32>,
     #[serde(default)]
     parameters: BTreeMap<String, String>,
+}
+
+/// `model = true` is the registered one, `model = "other.onnx"` another that goes with it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum FileModel {
+    Registered(bool),
+    Other(PathBuf),
 }
 
 impl Spec {
@@ -170,9 +185,10 @@ impl Spec {
         let stages: Vec<SpecStage> = file
             .stage
             .into_iter()
-            .filter_map(|stage| check_stage(stage, folder, &mut mistakes))
+            .filter_map(|stage| check_stage(stage, (folder, &onnx), &mut mistakes))
             .collect();
-        if file.model.is_empty() || stages.iter().filter(|s| matches!(s.kind, SpecStageKind::Model)).count() != 1 {
+        let registered = |stage: &&SpecStage| matches!(&stage.kind, SpecStageKind::Model(path) if *path == onnx);
+        if stages.iter().filter(registered).count() != 1 {
             mistakes.push("exactly one [[stage]] must have `model = true`".to_owned());
         }
         if golden.is_none() && (file.inputs.is_empty() || file.outputs.is_empty()) {
@@ -191,6 +207,7 @@ impl Spec {
                 outputs: file.outputs,
                 documents,
                 stages,
+                edges: file.edge,
             }),
             _ => Err(SpecError::Invalid {
                 path: path.to_owned(),
@@ -200,15 +217,22 @@ impl Spec {
     }
 }
 
-fn check_stage(stage: FileStage, folder: &Path, mistakes: &mut Vec<String>) -> Option<SpecStage> {
+fn check_stage(stage: FileStage, (folder, onnx): (&Path, &Path), mistakes: &mut Vec<String>) -> Option<SpecStage> {
     let name = stage
         .name
         .parse::<ResourceName>()
         .map_err(|error| mistakes.push(format!("stage: {error}")))
         .ok()?;
     let kind = match (stage.model, stage.component) {
-        (true, None) => SpecStageKind::Model,
-        (false, Some(component)) => {
+        (Some(FileModel::Registered(true)), None) => SpecStageKind::Model(onnx.to_owned()),
+        (Some(FileModel::Other(path)), None) => {
+            let path = folder.join(path);
+            if !path.is_file() {
+                mistakes.push(format!("stage `{name}`: no file at {}", path.display()));
+            }
+            SpecStageKind::Model(path)
+        }
+        (None | Some(FileModel::Registered(false)), Some(component)) => {
             let component = folder.join(component);
             if !component.is_file() {
                 mistakes.push(format!("stage `{name}`: no file at {}", component.display()));
@@ -228,12 +252,13 @@ fn check_stage(stage: FileStage, folder: &Path, mistakes: &mut Vec<String>) -> O
         }
         _ => {
             mistakes.push(format!(
-                "stage `{name}`: give either `model = true` or `component = \"…\"`"
+                "stage `{name}`: give one of `model = true`, `model = \"….onnx\"` and `component = \"….wasm\"`"
             ));
             return None;
         }
     };
-    Some(SpecStage { name, kind })
+    let batch = stage.batch;
+    Some(SpecStage { name, kind, batch })
 }
 
 #[cfg(test)]
@@ -254,6 +279,44 @@ mod tests {
             "without `golden`",
         ] {
             assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_graph_of_two_models_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["detect.onnx", "classify.onnx", "nms.wasm", "golden.json"] {
+            std::fs::write(folder.path().join(name), name).unwrap();
+        }
+        let text = r#"
+            model = "street"
+            onnx = "detect.onnx"
+            golden = "golden.json"
+            [[stage]]
+            name = "detector"
+            model = true
+            [[stage]]
+            name = "nms"
+            component = "nms.wasm"
+            [[stage]]
+            name = "classifier"
+            model = "classify.onnx"
+            batch = 8
+            [[edge]]
+            from = "nms:crops"
+            to = "classifier:input:0"
+        "#;
+        let spec = Spec::parse(text, folder.path(), Path::new("s.toml")).unwrap();
+        assert_eq!(spec.edges[0].to.tensor, "input:0");
+        assert_eq!(spec.stages[2].batch, NonZeroU32::new(8));
+        assert!(matches!(&spec.stages[2].kind, SpecStageKind::Model(path) if path.ends_with("classify.onnx")));
+        for (right, wrong) in [
+            ("nms:crops", "crops"),
+            ("batch = 8", "batch = 0"),
+            ("classify.onnx", "gone.onnx"),
+        ] {
+            let error = Spec::parse(&text.replace(right, wrong), folder.path(), Path::new("s.toml"));
+            assert!(error.is_err(), "{wrong}");
         }
     }
 

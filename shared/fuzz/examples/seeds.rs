@@ -187,6 +187,12 @@ fn oip() {
         "golden": {"resource": "g", "tolerance": {"absolute": 0.001, "relative": 0.5}},
         "lineage": {"run_id": "0123456789abcdef0123456789abcdef", "dataset": digest}});
     write("oip", "manifest", manifest.to_string().as_bytes());
+    let mut graph = manifest;
+    graph["schema"] = json!("2.0");
+    graph["pipeline"]["stages"][1]["batch"] = json!(8);
+    graph["pipeline"]["edges"] = json!([
+        {"from": "m:y", "to": "outputs:x"}, {"from": "inputs:x", "to": "s:x"}, {"from": "s:y", "to": "m:x"}]);
+    write("oip", "manifest-graph", graph.to_string().as_bytes());
 }
 
 fn tuf() {

@@ -6,7 +6,7 @@ use ed25519_dalek::{Signer, SigningKey};
 use prost::Message;
 use serde_json::{Value, json};
 use skerry_shared::{
-    bundle::{GoldenVectors, Manifest},
+    bundle::{GoldenVectors, Manifest, Port},
     chunk::{ChunkIndex, LIMITS},
     desired::{Ack, DESIRED_PAYLOAD_TYPE, Desired, Reported, Status},
     dsse::{self, Signers},
@@ -147,6 +147,24 @@ pub fn oip(input: &[u8]) {
     }
     let _ = serde_json::from_slice::<GoldenVectors>(input);
     read_back::<Manifest>(input);
+    if let Ok(manifest) = Manifest::from_json(input) {
+        pipeline(&manifest);
+    }
+}
+
+/// A pipeline that is accepted has every stage once, and each edge goes forwards.
+fn pipeline(manifest: &Manifest) {
+    let Ok(order) = manifest.pipeline.order() else {
+        return;
+    };
+    let stages = &manifest.pipeline.stages;
+    assert_eq!(order.len(), stages.len());
+    let at = |port: &Port| order.iter().position(|position| stages[*position].name == port.stage);
+    for edge in &manifest.pipeline.edges {
+        if let (Some(from), Some(to)) = (at(&edge.from), at(&edge.to)) {
+            assert!(from < to, "{edge}");
+        }
+    }
 }
 
 fn read_back<T: Envelope + PartialEq + std::fmt::Debug>(bytes: &[u8]) {

@@ -67,7 +67,9 @@ pub fn prove(runtime: &Runtime, folder: &Path, name: &str, tolerance: Tolerance)
                 kind: StageKind::Model {
                     resource: "model.onnx".parse().unwrap(),
                 },
+                batch: None,
             }],
+            edges: vec![],
         },
         golden: None,
         lineage: Lineage::default(),
