@@ -85,7 +85,9 @@ fn bundle(version: u64) -> LoadedBundle {
             stages: vec![Stage {
                 name: "identity".parse().unwrap(),
                 kind: StageKind::Model { resource },
+                batch: None,
             }],
+            edges: vec![],
         },
         golden: None,
         lineage: Lineage::default(),
