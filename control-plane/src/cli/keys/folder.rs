@@ -3,12 +3,13 @@
 use std::{
     fs,
     io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
 use skerry_tuf::{KeyId, PublicKey, Root, SigningKey, TrustedSet};
+use tempfile::NamedTempFile;
 use zeroize::Zeroizing;
 
 use super::Secret;
@@ -41,6 +42,11 @@ impl KeysFolder {
         self.dir.join("targets-draft.json")
     }
 
+    /// The targets metadata that was published last, as far as this machine knows.
+    pub(super) fn targets_path(&self) -> PathBuf {
+        self.dir.join("targets.json")
+    }
+
     /// The trusted root as a file.
     ///
     /// # Errors
@@ -60,7 +66,7 @@ impl KeysFolder {
         Ok(trusted.root().clone())
     }
 
-    /// A draft, if there is one.
+    /// A draft or another file that need not be there.
     pub(super) fn draft(&self, path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
         match fs::read(path) {
             Ok(bytes) => Ok(Some(bytes)),
@@ -128,36 +134,96 @@ pub(super) fn key_file_name(role: &str, key: &PublicKey) -> String {
     format!("{role}-{}.key", &key.id().as_str()[..8])
 }
 
-/// Writes a file that must not be there.
+/// Writes a file that must not be there. It appears as a whole, or not at all, and with its mode from the beginning.
 pub(super) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
-    if path.exists() {
-        bail!("{} exists; keys are never overwritten", path.display());
+    let written = write_beside(path, bytes, mode)?;
+    match written.persist_noclobber(path) {
+        Ok(_) => sync_folder(path),
+        Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => {
+            bail!("{} exists; keys are never overwritten", path.display())
+        }
+        Err(error) => Err(error.error).with_context(|| format!("cannot make {}", path.display())),
     }
-    let file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path);
-    let mut file = file.with_context(|| format!("cannot make {}", path.display()))?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Replaces a file as a whole.
+/// Replaces a file as a whole. Nothing secret: everybody may read it.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let written = tempfile::NamedTempFile::new_in(folder).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        Ok(file)
-    });
-    let written = written.with_context(|| format!("cannot write {}", path.display()))?;
+    let written = write_beside(path, bytes, 0o644)?;
     written
         .persist(path)
         .with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(())
+    sync_folder(path)
+}
+
+/// A whole copy on disk, under another name.
+fn write_beside(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<NamedTempFile> {
+    let make = || {
+        let mut file = tempfile::Builder::new()
+            .permissions(fs::Permissions::from_mode(mode))
+            .tempfile_in(folder_of(path))?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        Ok::<_, std::io::Error>(file)
+    };
+    make().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Puts a file's new name on disk.
+fn sync_folder(path: &Path) -> anyhow::Result<()> {
+    let folder = folder_of(path);
+    let synced = fs::File::open(folder).and_then(|folder| folder.sync_all());
+    synced.with_context(|| format!("cannot write the folder {}", folder.display()))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn a_key_file_is_its_owners_and_is_never_overwritten() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("root.key");
+        let key = generate().unwrap();
+        store_key(&path, &key, None).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode(&path.with_extension("pub")), 0o644);
+        let before = fs::read(&path).unwrap();
+        let refused = store_key(&path, &generate().unwrap(), None).unwrap_err();
+        assert!(refused.to_string().contains("never overwritten"), "{refused}");
+        assert_eq!(fs::read(&path).unwrap(), before);
+    }
+
+    /// Whoever looks at the folder while a key is written sees the whole key or none: an empty or half file would stand for a
+    /// key that exists nowhere, and `keys init` would refuse to make it again.
+    #[test]
+    fn a_key_that_cannot_be_written_leaves_no_file() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("a".repeat(300));
+        write_new(&path, b"key", 0o600).unwrap_err();
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_appears_whole_and_leaves_nothing_beside_it() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("root-draft.json");
+        for text in ["one", "another"] {
+            replace(&path, text.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(mode(&path), 0o644);
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1);
+    }
 }
