@@ -257,7 +257,7 @@ impl From<PublishError> for Problem {
             PublishError::Version { .. } => Problem::conflict(error.to_string()),
             // What the control plane lacks is for the operator to read, and holds no secret.
             PublishError::Keys(_) | PublishError::TargetsKeys(_) => Problem::conflict(error.to_string()),
-            PublishError::Sign(_) => Problem::internal(error),
+            PublishError::Sign(_) | PublishError::Ended(_) => Problem::internal(error),
             PublishError::Registry(error) => error.into(),
             PublishError::Blob(error) => error.into(),
             PublishError::Db(error) => error.into(),

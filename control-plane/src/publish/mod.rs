@@ -157,6 +157,9 @@ pub enum PublishError {
         /// The version.
         version: ModelVersion,
     },
+    /// The work broke off; the log has more.
+    #[error("publishing broke off")]
+    Ended(#[source] tokio::task::JoinError),
     /// Snapshot or timestamp cannot be signed.
     #[error("cannot sign the metadata")]
     Sign(#[source] skerry_tuf::Error),

@@ -31,8 +31,11 @@ pub async fn root_by_digest(db: &Db, digest: Digest) -> Result<Option<Vec<u8>>, 
 }
 
 /// Takes the next root, and signs snapshot and timestamp with the keys that it names. If it takes the current targets
-/// metadata's keys away, `new_targets` must come with it: the next version, signed by the new keys. The newest root again
-/// changes nothing.
+/// metadata's keys away, `new_targets` must come with it: the next version, signed by the new keys. With the newest root again
+/// only the targets metadata counts, if there is some.
+///
+/// Whoever asked may go away meanwhile: what has begun is done to its end, since what is stored and what this process signs with
+/// must not differ.
 ///
 /// # Errors
 /// [`PublishError`]; nothing has changed then.
@@ -43,9 +46,24 @@ pub async fn publish_root(
     new_targets: Option<Bytes>,
     by: By,
 ) -> Result<u64, PublishError> {
+    let (db, keys) = (db.clone(), Arc::clone(keys));
+    let taken = tokio::spawn(async move { take(&db, &keys, root_bytes, new_targets, by).await });
+    taken.await.unwrap_or_else(|error| Err(PublishError::Ended(error)))
+}
+
+async fn take(
+    db: &Db,
+    keys: &Arc<OnlineKeys>,
+    root_bytes: Bytes,
+    new_targets: Option<Bytes>,
+    by: By,
+) -> Result<u64, PublishError> {
     let _publishing = keys.publishing().await;
     let current = keys.current();
     if current.root_bytes() == root_bytes {
+        if let Some(targets) = new_targets {
+            targets::take(db, current.clone(), targets, by).await?;
+        }
         return Ok(current.root().version);
     }
     current.check_successor(&root_bytes).map_err(PublishError::Root)?;
@@ -61,7 +79,7 @@ pub async fn publish_root(
     // Encrypted keys cost scrypt.
     let (folder, bytes) = (keys.folder().clone(), root_bytes.clone());
     let next = tokio::task::spawn_blocking(move || folder.keys_of(&bytes)).await;
-    let next = next.map_err(|error| PublishError::Keys(error.to_string()))?;
+    let next = next.map_err(PublishError::Ended)?;
     let next = Arc::new(next.map_err(|error| PublishError::Keys(format!("{error:#}")))?);
 
     let signing = Arc::clone(&next);

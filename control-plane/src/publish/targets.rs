@@ -109,15 +109,23 @@ pub(super) fn added(conn: &Connection, new: &Targets) -> Result<Option<String>, 
     Ok(None)
 }
 
-/// Publishes targets metadata that names no new bundle: it blocks versions, raises the lowest one, or expires later.
+/// Publishes targets metadata that names no new bundle: it blocks versions, raises the lowest one, or expires later. What is
+/// published already changes nothing.
 ///
 /// # Errors
 /// [`PublishError`]; nothing has changed then.
 pub async fn publish_targets(db: &Db, keys: &Arc<OnlineKeys>, bytes: Bytes, by: By) -> Result<u64, PublishError> {
     let _publishing = keys.publishing().await;
-    let keys = keys.current();
+    take(db, keys.current(), bytes, by).await
+}
+
+/// The same, for whoever is publishing.
+pub(super) async fn take(db: &Db, keys: Arc<RootKeys>, bytes: Bytes, by: By) -> Result<u64, PublishError> {
     let new = verified(&keys, &bytes)?;
     db.write(move |conn| {
+        if store::current(conn, Role::Targets)? == (new.version, bytes.to_vec()) {
+            return Ok(new.version);
+        }
         replace(conn, &new, &bytes)?;
         if let Some(name) = added(conn, &new)? {
             return Err(PublishError::NotPublished(name));

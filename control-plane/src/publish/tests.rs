@@ -1,6 +1,6 @@
 //! Roots that follow each other, and targets without a new bundle, against real key folders and a real database.
 
-use std::{fs, num::NonZeroU32, path::PathBuf, sync::Arc};
+use std::{fs, future::Future as _, num::NonZeroU32, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use skerry_shared::digest::Digest;
@@ -233,6 +233,42 @@ async fn a_restart_goes_on_with_the_newest_root() {
 }
 
 #[tokio::test]
+async fn a_root_whose_request_is_dropped_in_the_middle_is_taken_to_the_end() {
+    let repository = Repository::start().await;
+    let key = repository.online_key("timestamp-new", 9);
+    let root = repository.next_root(|root| rotate(root, KeyRole::Timestamp, key));
+    let mut publishing = Box::pin(repository.publish_root(root.clone(), None));
+    // Whoever asked goes away as soon as the root is stored: that is the moment before the new keys are taken.
+    while repository.file("2.root.json").await.is_none() {
+        let polled = std::future::poll_fn(|context| std::task::Poll::Ready(publishing.as_mut().poll(context))).await;
+        assert!(polled.is_pending() || repository.file("2.root.json").await.is_some());
+    }
+    drop(publishing);
+    drop(repository.keys.publishing().await);
+    assert_eq!(repository.keys.current().root().version, 2);
+    assert_eq!(repository.keys.current().root_bytes(), root);
+}
+
+#[tokio::test]
+async fn targets_that_come_with_a_published_root_are_published_too() {
+    let repository = Repository::start().await;
+    let root = repository.next_root(|_| {});
+    repository.publish_root(root.clone(), None).await.unwrap();
+    let key = repository.offline("targets");
+    let targets = repository.next_targets(|_| {}, std::slice::from_ref(&key)).await;
+    for _ in 0..2 {
+        let published = repository.publish_root(root.clone(), Some(targets.clone())).await;
+        assert_eq!(published.unwrap(), 2);
+        assert_eq!(current_targets(&repository.db).await.unwrap(), targets);
+    }
+    let strangers = repository
+        .next_targets(|_| {}, &[SigningKey::from_seed(&[9; 32])])
+        .await;
+    let error = repository.publish_root(root, Some(strangers)).await.unwrap_err();
+    assert!(matches!(error, PublishError::Targets(_)), "{error}");
+}
+
+#[tokio::test]
 async fn every_root_is_found_by_its_digest() {
     let repository = Repository::start().await;
     let first = repository.file("1.root.json").await.unwrap();
@@ -259,10 +295,21 @@ async fn targets_without_a_bundle_name_only_what_is_published() {
         .unwrap_err();
     assert!(matches!(error, PublishError::NotPublished(name) if name == "m/1/index"));
     let renewed = repository.next_targets(|_| {}, &[key]).await;
-    publish_targets(&repository.db, &repository.keys, renewed.clone(), by())
-        .await
-        .unwrap();
-    let error = publish_targets(&repository.db, &repository.keys, renewed, by())
+    // The same again, after an answer that got lost, changes nothing.
+    for _ in 0..2 {
+        let published = publish_targets(&repository.db, &repository.keys, renewed.clone(), by()).await;
+        assert_eq!(published.unwrap(), 2);
+    }
+    let sooner = repository
+        .next_targets(
+            |targets| {
+                targets.version = 2;
+                targets.expires = UnixTime::from_millis(NOW_MS as i64).plus_days(1);
+            },
+            &[repository.offline("targets")],
+        )
+        .await;
+    let error = publish_targets(&repository.db, &repository.keys, sooner, by())
         .await
         .unwrap_err();
     assert!(
