@@ -141,7 +141,7 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
             let envelope = client.post("/api/v1/audit/checkpoint", &json!({}))?;
             match out {
                 Some(path) => write(&path, &envelope)?,
-                None => output::line(&envelope.to_string()),
+                None => output::json_line(&envelope),
             }
         }
         Command::Verify { file, checkpoint, keys } => {

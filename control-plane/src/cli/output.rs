@@ -1,4 +1,7 @@
 //! How results reach people and programs: tables and JSON on stdout, progress on stderr.
+//!
+//! Much of what is printed was written by others: devices, models, metadata. Invariant: no control character of theirs reaches a
+//! terminal, where it could move the cursor and rewrite what stands there.
 
 use std::{
     io::{IsTerminal, Write},
@@ -18,17 +21,50 @@ pub enum Output {
     Json,
 }
 
-/// Writes a line to stdout; a closed pipe ends the program quietly, as it does with any filter.
+/// Writes text to stdout, with control characters escaped but for line ends and tabs.
 pub fn line(text: &str) {
+    write_line(&escaped(text, |c| matches!(c, '\n' | '\t')));
+}
+
+/// A closed pipe ends the program quietly, as it does with any filter.
+fn write_line(text: &str) {
     let mut stdout = std::io::stdout().lock();
     if writeln!(stdout, "{text}").is_err() {
         std::process::exit(0);
     }
 }
 
-/// Prints a JSON value, indented.
+/// A text of somebody else's as a part of a line: it cannot begin a line of its own.
+pub fn shown(text: &str) -> String {
+    escaped(text, |_| false)
+}
+
+fn escaped(text: &str, keep: impl Fn(char) -> bool) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match is_harmless(c) || keep(c) {
+            true => escaped.push(c),
+            false => escaped.extend(c.escape_unicode()),
+        }
+    }
+    escaped
+}
+
+/// False for control characters, and for those that turn the order of a line around or end it (Unicode's bidirectional
+/// controls, line and paragraph separators, and what has no width).
+fn is_harmless(c: char) -> bool {
+    let steers = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    !c.is_control() && !steers
+}
+
+/// Prints a JSON value, indented. JSON escapes control characters itself.
 pub fn json(value: &Value) {
-    line(&serde_json::to_string_pretty(value).expect("JSON values always encode"));
+    write_line(&serde_json::to_string_pretty(value).expect("JSON values always encode"));
+}
+
+/// Prints a JSON value in one line.
+pub fn json_line(value: &Value) {
+    write_line(&value.to_string());
 }
 
 /// Prints a table; rows are in the order of `header`.
@@ -39,13 +75,14 @@ pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [
         .set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(header.map(str::to_uppercase));
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.map(|cell| shown(&cell)));
     }
     line(&table.trim_fmt());
 }
 
-/// Says on stderr what goes on.
+/// Says on stderr what goes on, as [`line`] does.
 pub fn note(text: &str) {
+    let text = escaped(text, |c| matches!(c, '\n' | '\t'));
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
@@ -101,5 +138,20 @@ pub fn bytes(count: u64) -> String {
         0..=9_999 => format!("{count} B"),
         10_000..=9_999_999 => format!("{:.1} kB", count as f64 / 1e3),
         _ => format!("{:.1} MB", count as f64 / 1e6),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_steers_a_terminal_is_escaped() {
+        assert_eq!(shown("Grüße, 世界 – ok"), "Grüße, 世界 – ok");
+        assert_eq!(shown("a\u{1b}[2Kb"), "a\\u{1b}[2Kb");
+        assert_eq!(shown("a\nb\rc\u{9b}d"), "a\\u{a}b\\u{d}c\\u{9b}d");
+        assert_eq!(shown("a\u{202e}b"), "a\\u{202e}b");
+        assert_eq!(escaped("a\nb\u{7f}", |c| c == '\n'), "a\nb\\u{7f}");
     }
 }

@@ -90,7 +90,7 @@ fn demo(options: &Options, form: Output) -> anyhow::Result<()> {
     let client = Client::new(&url, Some(token.clone()), &trust);
     let shown = steps::run(&client, folder.path(), &narrator, &stop).and_then(|(summary, fleet)| {
         match form {
-            Output::Json => output::line(&summary.to_json().to_string()),
+            Output::Json => output::json_line(&summary.to_json()),
             Output::Table => summary.print(),
         }
         if !options.once {
