@@ -1,4 +1,4 @@
-//! A person at a terminal who types a secret and does not see it.
+//! A person at a terminal, who answers a question, or types a secret and does not see it.
 //!
 //! Invariant: what was typed is erased from memory when it has been used, and the terminal shows again what is typed, whatever
 //! happens in between.
@@ -45,6 +45,26 @@ impl Terminal {
     }
 }
 
+/// Asks whether to go on.
+///
+/// # Errors
+/// When the process has no terminal, or it cannot be read.
+pub(super) fn confirm(question: &str) -> anyhow::Result<bool> {
+    let mut terminal = Terminal::open()?;
+    let question = format!("{question} [y/N] ");
+    terminal
+        .0
+        .write_all(question.as_bytes())
+        .context("cannot ask on the terminal")?;
+    let answer = read_line(&mut &terminal.0)?;
+    Ok(is_yes(&answer))
+}
+
+/// Everything but a clear yes is a no.
+fn is_yes(answer: &str) -> bool {
+    matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
+}
+
 /// Reads a line into memory that is erased, byte by byte: a buffered reader would keep a copy.
 fn read_line(from: &mut impl Read) -> anyhow::Result<Zeroizing<String>> {
     // All at once: a growing buffer would leave copies behind.
@@ -87,6 +107,12 @@ impl Drop for Quiet<'_> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_clear_yes_is_one() {
+        assert!(["y", "Y", "yes", " Yes\r"].iter().all(|answer| is_yes(answer)));
+        assert!(["", "n", "yep", "yes please"].iter().all(|answer| !is_yes(answer)));
+    }
 
     #[test]
     fn a_line_ends_at_its_end_and_has_a_limit() {

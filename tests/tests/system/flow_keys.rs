@@ -40,8 +40,11 @@ fn person(fleet: &Fleet, name: &str, secret: &[&str]) {
 
 /// Anna, who has the folder `keys`, and Ben sign a draft; then it is published.
 fn sign_and_publish(fleet: &Fleet) {
-    run(fleet, &["keys", "sign"]);
-    run(fleet, &["keys", "sign", "keys/root-draft.json", "--keys", "ben"]);
+    run(fleet, &["keys", "sign", "--yes"]);
+    run(
+        fleet,
+        &["keys", "sign", "keys/root-draft.json", "--keys", "ben", "--yes"],
+    );
     run(fleet, &["keys", "publish"]);
     fs::copy(fleet.path("keys/root.json"), fleet.path("ben/root.json")).unwrap();
 }
@@ -62,11 +65,11 @@ fn share_keys(fleet: &Fleet) {
         run(fleet, &["keys", "threshold", "--role", role, "2"]);
     }
     run(fleet, &["keys", "renew"]);
-    run(fleet, &["keys", "sign"]);
+    run(fleet, &["keys", "sign", "--yes"]);
     // Anna's word was enough for the old root, and is half of what the new one needs.
     let said = refused(fleet, &["keys", "publish"]);
     assert!(said.contains("missing") && said.contains("(ben)"), "{said}");
-    let carl = ["--keys", "carl", "--passphrase-file", "carl-passphrase"];
+    let carl = ["--yes", "--keys", "carl", "--passphrase-file", "carl-passphrase"];
     run(fleet, &[&["keys", "sign", "keys/root-draft.json"], &carl[..]].concat());
     // The targets metadata needs the new keys, too, and the control plane takes both or nothing.
     let said = refused(fleet, &["keys", "publish"]);
@@ -87,9 +90,27 @@ fn release(fleet: &Fleet, version: u64) {
     run(fleet, &["bundle", "sign", &out, "--keys", "keys"]);
     let said = refused(fleet, &["bundle", "publish", &out]);
     assert!(said.contains("1 of the 2 needed signatures"), "{said}");
-    run(
-        fleet,
-        &["keys", "sign", &format!("{out}/targets.json"), "--keys", "ben"],
+    // Ben sees what he signs, and nothing that was published before.
+    run(fleet, &["keys", "update", "--dir", "ben"]);
+    let draft = format!("{out}/targets.json");
+    let signed = fleet
+        .skerry_json(&["keys", "sign", &draft, "--keys", "ben", "--yes"])
+        .unwrap();
+    let changes: Vec<&str> = signed["changes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|line| line.as_str().unwrap())
+        .collect();
+    let new = format!("+ bundle {MODEL}/{version}/index: sha256 ");
+    assert_eq!(
+        changes.iter().filter(|line| line.starts_with('+')).count(),
+        1,
+        "{changes:?}"
+    );
+    assert!(
+        changes[0].ends_with("which is published:") && changes[1].starts_with(&new),
+        "{changes:?}"
     );
     run(fleet, &["bundle", "publish", &out]);
 }
@@ -184,7 +205,10 @@ fn flow_two_of_three_people_rotate_every_key_while_a_device_is_away() {
     }
     run(&fleet, &["keys", "renew"]);
     fs::copy(fleet.path("keys/root-draft.json"), fleet.path("ben/root-draft.json")).unwrap();
-    run(&fleet, &["keys", "sign", "keys/targets-draft.json", "--keys", "ben"]);
+    run(
+        &fleet,
+        &["keys", "sign", "keys/targets-draft.json", "--keys", "ben", "--yes"],
+    );
     sign_and_publish(&fleet);
     let shown = fleet.skerry_json(&["keys", "show"]).unwrap();
     assert!(!shown.to_string().contains(&annas), "{shown}");

@@ -4,6 +4,7 @@
 //! Only `publish` and `update` talk to the control plane: everything else works on a machine without a network, on files
 //! that travel by hand.
 
+mod changes;
 mod edit;
 mod folder;
 mod init;
@@ -11,6 +12,7 @@ mod publish;
 mod secret;
 mod show;
 mod sign;
+mod targets;
 
 use std::{num::NonZeroU32, path::PathBuf};
 
@@ -22,8 +24,10 @@ use crate::signing::role::KeyRole;
 pub use folder::KeysFolder;
 pub use init::init;
 pub use secret::{NewSecret, Secret};
-pub use sign::EditTargets;
-pub(crate) use sign::{edit_targets, report};
+pub use sign::SignOptions;
+pub(crate) use sign::report;
+pub use targets::EditTargets;
+pub(crate) use targets::edit_targets;
 
 /// Ten years: root is rotated by hand, and a fleet must not stop because nobody did.
 const ROOT_DAYS: u32 = 3650;
@@ -39,7 +43,7 @@ pub const TARGETS_DAYS: u32 = 365;
     anna$  skerry keys add --role root --public-key ben.pub --name ben\n  \
     anna$  skerry keys threshold --role root 2\n  \
     anna$  skerry keys sign                              # keys/root-draft.json, then by USB stick to Ben\n  \
-    ben$   skerry keys sign root-draft.json --keys .     # with Anna's root.json beside ben.key\n  \
+    ben$   skerry keys sign root-draft.json --keys .     # with Anna's root.json beside ben.key; it shows and asks\n  \
     anna$  skerry keys publish\n\nA stolen key of the control plane:\n  \
     skerry keys rotate --role timestamp                # the new key file is in keys/online: copy it to the server\n  \
     skerry keys sign && skerry keys publish"
@@ -142,22 +146,16 @@ pub enum Command {
         #[command(flatten)]
         edit: EditTargets,
     },
-    /// Adds this folder's signatures to a draft of root or targets metadata. Needs no network.
+    /// Shows what a draft of root or targets metadata changes, asks, and adds this folder's signatures. Needs no network.
     #[command(
         after_help = "The file travels between the key holders until enough have signed: a root needs the threshold of the \
-                            root before it and its own. The command says what the file changes, who has signed, and whose \
-                            signatures are missing."
+                            root before it and its own. The command says what the file changes, line by line: a root against \
+                            root.json, targets metadata against the published one (DIR/targets.json, or --targets), with every \
+                            bundle and its digest, what is blocked, the lowest versions, delegations and the expiry. Then it asks, \
+                            signs, and says whose signatures are missing. Compare what it shows with what you were told, and not \
+                            by the same way that the file came."
     )]
-    Sign {
-        /// The draft; without it DIR/root-draft.json.
-        file: Option<PathBuf>,
-        /// The folder with your keys and the trusted root.json.
-        #[arg(long, default_value = "keys")]
-        keys: PathBuf,
-        /// How the keys are opened.
-        #[command(flatten)]
-        secret: Secret,
-    },
+    Sign(SignOptions),
     /// Uploads root-draft.json and targets-draft.json once enough keys have signed them.
     #[command(
         after_help = "The control plane takes all of it or nothing. It refuses a root whose online keys are not in its signing \
@@ -169,7 +167,7 @@ pub enum Command {
         #[arg(long, default_value = "keys")]
         dir: PathBuf,
     },
-    /// Brings root.json up to date from the control plane, root by root, checking every signature.
+    /// Brings root.json up to date from the control plane, root by root, and then targets.json, checking every signature.
     Update {
         /// The folder with root.json.
         #[arg(long, default_value = "keys")]
@@ -214,7 +212,7 @@ pub(super) fn run(command: Command, global: &Global) -> Done {
         Command::Remove { change, key } => edit::remove(&change, &key),
         Command::Threshold { change, threshold } => edit::threshold(&change, threshold),
         Command::Renew { edit } => edit_targets(&edit, global, |_| Ok(())),
-        Command::Sign { file, keys, secret } => sign::run(file, &KeysFolder::new(&keys), &secret, global.output),
+        Command::Sign(options) => sign::run(&options, global.output),
         Command::Publish { dir } => publish::run(&KeysFolder::new(&dir), global),
         Command::Update { dir } => publish::update(&KeysFolder::new(&dir), global),
     }
