@@ -7,11 +7,12 @@ mod hooks;
 mod identities;
 mod outbox;
 mod repeat;
+mod states;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
 mod time;
-mod wants;
+mod turns;
 
 use std::{
     collections::BTreeMap,
@@ -19,38 +20,35 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use rumqttc::{
     AsyncClient, Event, EventLoop, Incoming, MqttOptions, NetworkOptions, Publish, QoS, Request, Subscribe,
     SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
 };
 use rustls::ClientConfig;
 use skerry_shared::{
-    desired::{Ack, Desired, Reported, Status},
+    desired::{Ack, Desired},
     id::DeviceId,
     schema::{Envelope, SchemaVersion},
     time::TimeRequest,
     topic::{Channel, Topic},
     transfer::Want,
 };
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinSet,
-    time::MissedTickBehavior,
-};
+use tokio::{sync::watch, task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::hooks::{Admitted, BrokerHooks, Proof};
 use self::{
-    identities::Identities,
     outbox::{ConnectionId, Message as Outgoing, Outbox},
     repeat::Told,
+    states::StateDesk,
     time::TimeDesk,
-    wants::{Waiting, Wants},
+    turns::{Places, Pushed, Turns},
 };
 use crate::{
     app::{App, Change, log_db, now_ms},
     ca::CONTROL_PLANE,
-    devices::{self, Heard, Recorded, store},
+    devices::{self, store},
     telemetry::{
         Message,
         ingest::{BATCH_MAX, Ingest},
@@ -65,13 +63,31 @@ const PACKET_BYTES: usize = 256 * 1024;
 const REQUESTS: usize = 256;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// Messages that may wait for their handler. Above it they are dropped: devices repeat what matters.
-const QUEUE: usize = 4096;
-/// Telemetry is larger, at most 96 KiB a message. Above it frames are dropped here, and their devices send them again.
-const TELEMETRY_QUEUE: usize = 1024;
+/// Reported states and signs of life that may wait for their handler. A device repeats what matters, and its newest word counts.
+const STATES: Places = Places {
+    per_device: 16,
+    in_all: 4096,
+};
+/// Wants, each at most 4 KiB. An agent has at most 8 parts under way, each in a want of its own at worst.
+const WANTS: Places = Places {
+    per_device: 16,
+    in_all: 4096,
+};
+/// Questions for the time: an agent waits a minute for the answer before it asks again.
+const QUESTIONS: Places = Places {
+    per_device: 2,
+    in_all: 4096,
+};
+/// Telemetry, at most 96 KiB a message. An agent has at most 8 frames under way, and sends again what is not acknowledged.
+const FRAMES: Places = Places {
+    per_device: 16,
+    in_all: 1024,
+};
 /// How often it is stored, at most, that devices have sent telemetry: less than a rollout's shortest patience on a fleet
 /// that sends all the time, and far less often than the frames come.
 const HEARD_EVERY: Duration = Duration::from_secs(1);
+/// How often desired states are looked at without a call.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// How often old telemetry is looked for.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 
@@ -132,30 +148,51 @@ fn spawn_around(
     let (connection, watched) = watch::channel(None);
     let outbox = Outbox::new(client, watched);
     let told = Arc::new(Told::default());
-    let (state, states) = mpsc::channel(QUEUE);
-    let wants = Arc::new(Wants::default());
-    let (telemetry, frames) = mpsc::channel(TELEMETRY_QUEUE);
-    let (times, questions) = mpsc::channel(QUEUE);
     let queues = Queues {
-        state,
-        wants: Arc::clone(&wants),
-        telemetry,
-        times,
+        states: Arc::new(Turns::new(STATES)),
+        wants: Arc::new(Turns::new(WANTS)),
+        questions: Arc::new(Turns::new(QUESTIONS)),
+        frames: Arc::new(Turns::new(FRAMES)),
     };
+    let (states, wants) = (Arc::clone(&queues.states), Arc::clone(&queues.wants));
+    let (questions, frames) = (Arc::clone(&queues.questions), Arc::clone(&queues.frames));
     tasks.spawn(poll(Arc::clone(app), events, connection, queues, shutdown.clone()));
-    tasks.spawn(handle_states(Arc::clone(app), admitted, Arc::clone(&told), states));
-    tasks.spawn(handle_wants(Arc::clone(app), outbox.clone(), wants, shutdown.clone()));
-    tasks.spawn(handle_times(Arc::clone(app), outbox.clone(), questions));
-    tasks.spawn(handle_telemetry(Arc::clone(app), outbox.clone(), frames));
-    tasks.spawn(publish_desired(Arc::clone(app), outbox, told, shutdown.clone()));
+    let mut until_shutdown = Handlers { tasks, shutdown };
+    let desk = StateDesk::new(Arc::clone(app), admitted, Arc::clone(&told));
+    until_shutdown.spawn(handle_states(desk, states));
+    until_shutdown.spawn(handle_wants(Arc::clone(app), outbox.clone(), wants));
+    until_shutdown.spawn(handle_times(Arc::clone(app), outbox.clone(), questions));
+    until_shutdown.spawn(handle_telemetry(Arc::clone(app), outbox.clone(), frames));
+    until_shutdown.spawn(publish_desired(Arc::clone(app), outbox, told));
+}
+
+/// Tasks that may end anywhere: what each is at is one transaction or one message, and devices repeat what matters.
+struct Handlers<'a> {
+    tasks: &'a mut JoinSet<()>,
+    shutdown: &'a CancellationToken,
+}
+
+impl Handlers<'_> {
+    fn spawn(&mut self, handler: impl Future<Output = ()> + Send + 'static) {
+        let shutdown = self.shutdown.clone();
+        self.tasks.spawn(async move {
+            shutdown.run_until_cancelled(handler).await;
+        });
+    }
+}
+
+/// A message of a device that is answered over the connection that it came by.
+struct Asked {
+    connection: ConnectionId,
+    payload: Bytes,
 }
 
 /// One queue per kind of handler, so that a slow one does not hold up the others.
 struct Queues {
-    state: mpsc::Sender<(DeviceId, Channel, Publish)>,
-    wants: Arc<Wants>,
-    telemetry: mpsc::Sender<Message>,
-    times: mpsc::Sender<Waiting>,
+    states: Arc<Turns<(Channel, Publish)>>,
+    wants: Arc<Turns<Asked>>,
+    questions: Arc<Turns<Asked>>,
+    frames: Arc<Turns<Bytes>>,
 }
 
 async fn poll(
@@ -237,85 +274,28 @@ fn queue(queues: &Queues, connection: ConnectionId, publish: Publish) {
     let Ok(Topic::Device(device, channel)) = publish.topic.parse::<Topic>() else {
         return;
     };
-    let full = match channel {
-        Channel::Want => {
-            let want = Waiting {
-                device,
-                connection,
-                payload: publish.payload,
-            };
-            if !queues.wants.push(want) {
-                // Not a warning: whoever floods would fill the log too.
-                tracing::debug!("a device has too many wants that wait, one is dropped");
-            }
-            false
-        }
-        Channel::TimeRequest => {
-            let question = Waiting {
-                device,
-                connection,
-                payload: publish.payload,
-            };
-            queues.times.try_send(question).is_err()
-        }
-        Channel::Telemetry => {
-            let payload = publish.payload;
-            queues.telemetry.try_send(Message { device, payload }).is_err()
-        }
-        _ => queues.state.try_send((device, channel, publish)).is_err(),
+    let asked = |payload| Asked { connection, payload };
+    let sender = device.clone();
+    let pushed = match channel {
+        Channel::Want => queues.wants.push(device, asked(publish.payload)),
+        Channel::TimeRequest => queues.questions.push(device, asked(publish.payload)),
+        Channel::Telemetry => queues.frames.push(device, publish.payload),
+        _ => queues.states.push(device, (channel, publish)),
     };
-    if full {
-        tracing::warn!("a queue for device messages is full, one is dropped");
+    match pushed {
+        Pushed::Queued => {}
+        // Not a warning: whoever floods would fill the log too.
+        Pushed::InsteadOfOldest => {
+            tracing::debug!(device.id = %sender, ?channel, "a device has too many messages that wait, its oldest is dropped")
+        }
+        Pushed::Refused => tracing::warn!(?channel, "a queue for device messages is full, one is dropped"),
     }
 }
 
-async fn handle_states(
-    app: Arc<App>,
-    admitted: Option<Arc<Admitted>>,
-    told: Arc<Told>,
-    mut states: mpsc::Receiver<(DeviceId, Channel, Publish)>,
-) {
-    let mut identities = Identities::default();
-    while let Some((device, channel, publish)) = states.recv().await {
-        let heard = if publish.retain {
-            Heard::Retained
-        } else {
-            Heard::At(now_ms())
-        };
-        match channel {
-            Channel::Status => match Status::from_json(&publish.payload) {
-                Ok(status) => {
-                    let past = heard == Heard::Retained && admitted.as_ref().is_some_and(|a| !a.contains(&device));
-                    let online = status.online && !past;
-                    let stored = devices::record_connected(&app.core, &device, online, heard).await;
-                    log_db(stored, "store a device's connection");
-                    if status.online && heard != Heard::Retained && identities.born(&device, &status.boot_id) {
-                        tracing::warn!(device.id = %device, "two agents use one identity: revoke the device, or enrol one of them anew");
-                        let noted = devices::record_duplicate(&app.core, &device, now_ms()).await;
-                        log_db(noted, "store that a device is there twice");
-                    }
-                }
-                Err(error) => malformed(&device, &error),
-            },
-            Channel::Reported => match Reported::from_json(&publish.payload) {
-                Ok(reported) if reported.device == device => {
-                    match devices::record_reported(&app.core, reported, heard).await {
-                        Ok(Recorded::Behind) if heard != Heard::Retained && told.is_due(&device, Instant::now()) => {
-                            let id = device.clone();
-                            let marked = app.core.write(move |conn| store::mark_unpublished(conn, &id)).await;
-                            log_db(marked, "mark a desired state unpublished");
-                            app.desired_changed.notify_one();
-                        }
-                        Ok(Recorded::Behind | Recorded::UpToDate | Recorded::Older) => {}
-                        Err(error) => tracing::warn!(device.id = %device, %error, "cannot store a reported state"),
-                    }
-                }
-                Ok(_) => tracing::warn!(device.id = %device, "a device reports as another one"),
-                Err(error) => malformed(&device, &error),
-            },
-            _ => continue,
-        }
-        app.changes.send(Change::Device(device));
+async fn handle_states(mut desk: StateDesk, states: Arc<Turns<(Channel, Publish)>>) {
+    loop {
+        let (device, (channel, publish)) = states.next().await;
+        desk.hear(device, channel, &publish).await;
     }
 }
 
@@ -323,17 +303,9 @@ fn malformed(device: &DeviceId, error: &dyn std::fmt::Display) {
     tracing::warn!(device.id = %device, %error, "a device sent a message that does not parse");
 }
 
-async fn handle_wants(app: Arc<App>, mut outbox: Outbox, wants: Arc<Wants>, shutdown: CancellationToken) {
+async fn handle_wants(app: Arc<App>, mut outbox: Outbox, wants: Arc<Turns<Asked>>) {
     loop {
-        let waiting = tokio::select! {
-            waiting = wants.next() => waiting,
-            () = shutdown.cancelled() => return,
-        };
-        let Waiting {
-            device,
-            connection,
-            payload,
-        } = waiting;
+        let (device, Asked { connection, payload }) = wants.next().await;
         // The device asks again over the next connection.
         if outbox.connection() != Some(connection) {
             continue;
@@ -369,35 +341,36 @@ async fn handle_wants(app: Arc<App>, mut outbox: Outbox, wants: Arc<Wants>, shut
 }
 
 /// Says what time it is. A question of an earlier connection has a nonce that its device has forgotten.
-async fn handle_times(app: Arc<App>, mut outbox: Outbox, mut questions: mpsc::Receiver<Waiting>) {
+async fn handle_times(app: Arc<App>, mut outbox: Outbox, questions: Arc<Turns<Asked>>) {
     let mut desk = TimeDesk::default();
-    while let Some(question) = questions.recv().await {
-        let request = match TimeRequest::from_json(&question.payload) {
+    loop {
+        let (device, Asked { connection, payload }) = questions.next().await;
+        let request = match TimeRequest::from_json(&payload) {
             Ok(request) => request,
             Err(error) => {
-                malformed(&question.device, &error);
+                malformed(&device, &error);
                 continue;
             }
         };
         let now = (Instant::now(), now_ms());
-        if let Some(answer) = desk.answer(&app.keys, question.device, &request, now) {
+        if let Some(answer) = desk.answer(&app.keys, device, &request, now) {
             // Without a connection it is lost, and so is the device's.
-            let _ = outbox.publish(question.connection, answer).await;
+            let _ = outbox.publish(connection, answer).await;
         }
     }
 }
 
 /// Takes in what has queued up, and acknowledges it after the commit. Old telemetry is deleted in between, step by step.
-async fn handle_telemetry(app: Arc<App>, mut outbox: Outbox, mut frames: mpsc::Receiver<Message>) {
+async fn handle_telemetry(app: Arc<App>, mut outbox: Outbox, frames: Arc<Turns<Bytes>>) {
     let mut ingest = Ingest::new(app.telemetry.clone());
     let mut expiry = tokio::time::interval(EXPIRE_EVERY);
     expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = BTreeMap::new();
     let mut heard_until = tokio::time::Instant::now();
     loop {
-        let mut messages = Vec::new();
+        let mut came = Vec::new();
         tokio::select! {
-            count = frames.recv_many(&mut messages, BATCH_MAX) => if count == 0 { return },
+            many = frames.next_many(BATCH_MAX) => came = many,
             () = tokio::time::sleep_until(heard_until), if !heard.is_empty() => {}
             _ = expiry.tick() => {
                 match ingest.expire(app.config.telemetry_retention_days, now_ms()).await {
@@ -408,6 +381,10 @@ async fn handle_telemetry(app: Arc<App>, mut outbox: Outbox, mut frames: mpsc::R
                 continue;
             }
         }
+        let messages: Vec<Message> = came
+            .into_iter()
+            .map(|(device, payload)| Message { device, payload })
+            .collect();
         let now = now_ms();
         heard.extend(messages.iter().map(|message| (message.device.clone(), now)));
         if heard_until <= tokio::time::Instant::now() {
@@ -450,14 +427,12 @@ async fn handle_telemetry(app: Arc<App>, mut outbox: Outbox, mut frames: mpsc::R
     }
 }
 
-/// Publishes every desired state that is newer than the published one, whenever it is woken. While there is no connection
-/// nothing is published: the next one wakes it.
-async fn publish_desired(app: Arc<App>, mut outbox: Outbox, told: Arc<Told>, shutdown: CancellationToken) {
+/// Publishes every desired state that is newer than the published one, whenever it is woken, and now and then: a request that
+/// breaks off between its write and its call wakes nobody. While there is no connection nothing is published: the next one
+/// wakes it.
+async fn publish_desired(app: Arc<App>, mut outbox: Outbox, told: Arc<Told>) {
     loop {
-        tokio::select! {
-            () = app.desired_changed.notified() => {}
-            () = shutdown.cancelled() => return,
-        }
+        let _ = tokio::time::timeout(LOOK_EVERY, app.desired_changed.notified()).await;
         let Some(connection) = outbox.connection() else {
             continue;
         };

@@ -6,6 +6,7 @@ use rumqttc::{ConnectionError, LastWill};
 use serde_json::json;
 use skerry_broker::{Broker, BrokerConfig, Limits};
 use skerry_shared::{
+    desired::Status,
     dsse::{Envelope as DsseEnvelope, Signers},
     time::{NONCE_BYTES, Nonce, TIME_PAYLOAD_TYPE, TimeAnswer},
 };
@@ -248,19 +249,14 @@ async fn a_device_that_a_crash_cut_off_is_not_believed_to_be_online() {
     for id in ["d-1", "d-2"] {
         server.enroll(id, &[]).await;
     }
-    let (queue, states) = mpsc::channel(8);
     let admitted = Arc::new(Admitted::default());
     admitted.add("d-2".parse().unwrap());
+    let mut desk = StateDesk::new(Arc::clone(app), Some(admitted), Arc::default());
     for id in ["d-1", "d-2"] {
         let mut publish = Publish::new("t", QoS::AtLeastOnce, status(true));
         publish.retain = true;
-        queue
-            .send((id.parse().unwrap(), Channel::Status, publish))
-            .await
-            .unwrap();
+        desk.hear(id.parse().unwrap(), Channel::Status, &publish).await;
     }
-    drop(queue);
-    handle_states(Arc::clone(app), Some(admitted), Arc::default(), states).await;
     let connected = async |id: &str| until(app, id, |_| true).await.connected;
     assert!(!connected("d-1").await);
     assert!(connected("d-2").await);
@@ -279,12 +275,10 @@ async fn is_told_again(told_ago: Duration, retained: bool) -> bool {
     app.core.write(publish).await.unwrap();
     let told = Arc::new(Told::default());
     told.note(&id, Instant::now() - told_ago);
-    let (queue, states) = mpsc::channel(8);
     let mut publish = Publish::new("t", QoS::AtLeastOnce, report("d-1", 1, 0));
     publish.retain = retained;
-    queue.send((id, Channel::Reported, publish)).await.unwrap();
-    drop(queue);
-    handle_states(Arc::clone(app), None, told, states).await;
+    let mut desk = StateDesk::new(Arc::clone(app), None, told);
+    desk.hear(id, Channel::Reported, &publish).await;
     !app.core.read(store::unpublished).await.unwrap().is_empty()
 }
 
