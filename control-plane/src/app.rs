@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use axum::middleware;
-use skerry_broker::{Broker, BrokerConfig, Disconnect, Limits};
+use skerry_broker::{Broker, BrokerConfig, Disconnect};
 use skerry_shared::{
     dsse::Envelope,
     id::{DeviceId, ModelName, ModelVersion, RolloutId, RunId},
@@ -311,7 +311,8 @@ impl Server {
         tasks.spawn(drive_rollouts(Arc::clone(&app), shutdown.clone()));
         tasks.spawn(training.execute(shutdown.clone()));
         let router = router(&app);
-        tasks.spawn(https::serve(listener, security, router, shutdown.clone()));
+        let limits = app.config.connections.https;
+        tasks.spawn(https::serve(listener, security, limits, router, shutdown.clone()));
         tracing::info!(address = %http_address, "control plane listens");
         Ok(Server {
             app,
@@ -433,7 +434,7 @@ async fn start_broker(
         bind,
         storage: Some(config.data_dir.join("broker")),
         tls,
-        limits: Limits::default(),
+        limits: config.connections.broker(),
     };
     let broker = Broker::start(broker, hooks).await?;
     let address = broker.local_addr();

@@ -8,10 +8,12 @@ use std::{
 };
 
 use serde::Deserialize;
+use skerry_broker::Limits;
 
 use crate::{
     access::limits::RequestLimits,
     devices::Selector,
+    https::ConnectionLimits,
     registry::oms::{Door, PublicKey},
     rollouts::approval::Policy,
     signing::online::SigningFolder,
@@ -44,12 +46,48 @@ pub struct Config {
     pub body_limit_bytes: usize,
     /// How much anybody may ask of the API and the console.
     pub requests: RequestLimits,
+    /// How many connections there may be.
+    pub connections: Connections,
     /// How training scripts run.
     pub training: TrainingConfig,
     /// What the model registry asks for.
     pub registry: RegistryConfig,
     /// Which rollouts need a second person.
     pub rollouts: Policy,
+}
+
+/// How many connections there may be, at the API's port and at the embedded broker's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connections {
+    /// Of the API and the console.
+    pub https: ConnectionLimits,
+    /// Of the embedded broker.
+    pub mqtt: usize,
+    /// Those of one network that are not identified yet. Whoever is counts no more, so that a fleet may be behind one address.
+    pub mqtt_handshakes_per_network: usize,
+}
+
+impl Default for Connections {
+    fn default() -> Connections {
+        let limits = Limits::default();
+        Connections {
+            https: ConnectionLimits::default(),
+            mqtt: limits.max_clients,
+            mqtt_handshakes_per_network: limits.handshakes_per_network,
+        }
+    }
+}
+
+impl Connections {
+    /// What the embedded broker gives its clients.
+    pub(crate) fn broker(&self) -> Limits {
+        Limits {
+            max_clients: self.mqtt,
+            handshakes_per_network: self.mqtt_handshakes_per_network,
+            write_timeout: self.https.write_timeout,
+            ..Limits::default()
+        }
+    }
 }
 
 /// What the model registry asks for.
@@ -190,6 +228,7 @@ impl Config {
             telemetry_retention_days: RETENTION_DAYS,
             body_limit_bytes: BODY_LIMIT_BYTES,
             requests: RequestLimits::default(),
+            connections: Connections::default(),
             training: TrainingConfig::default(),
             rollouts: Policy::default(),
             registry: RegistryConfig::default(),
@@ -337,7 +376,7 @@ impl Config {
                 mistakes.push("limits.body_bytes must be at least 1024".to_owned());
             }
         }
-        limits.apply(&mut config.requests, &mut mistakes);
+        limits.apply(&mut config.requests, &mut config.connections, &mut mistakes);
         if let Some(text) = rollouts.production {
             match text.parse::<Selector>() {
                 // An empty one is all devices, which is a way to want it.
@@ -524,10 +563,15 @@ struct LimitsSection {
     streams_at_once: Option<u32>,
     request_seconds: Option<u32>,
     upload_seconds: Option<u32>,
+    connections: Option<u32>,
+    connections_per_address: Option<u32>,
+    mqtt_connections: Option<u32>,
+    mqtt_handshakes_per_address: Option<u32>,
+    write_seconds: Option<u32>,
 }
 
 impl LimitsSection {
-    fn apply(self, limits: &mut RequestLimits, mistakes: &mut Vec<String>) {
+    fn apply(self, limits: &mut RequestLimits, connections: &mut Connections, mistakes: &mut Vec<String>) {
         let fields = [
             (
                 "requests_per_second_per_token",
@@ -556,6 +600,32 @@ impl LimitsSection {
                 Some(None) => mistakes.push(format!("limits.{name} must be at least 1")),
                 None => {}
             }
+        }
+        let counts = [
+            ("connections", self.connections, &mut connections.https.in_all),
+            (
+                "connections_per_address",
+                self.connections_per_address,
+                &mut connections.https.per_network,
+            ),
+            ("mqtt_connections", self.mqtt_connections, &mut connections.mqtt),
+            (
+                "mqtt_handshakes_per_address",
+                self.mqtt_handshakes_per_address,
+                &mut connections.mqtt_handshakes_per_network,
+            ),
+        ];
+        for (name, value, limit) in counts {
+            match value {
+                Some(0) => mistakes.push(format!("limits.{name} must be at least 1")),
+                Some(value) => *limit = value as usize,
+                None => {}
+            }
+        }
+        match self.write_seconds {
+            Some(0) => mistakes.push("limits.write_seconds must be at least 1".to_owned()),
+            Some(seconds) => connections.https.write_timeout = Duration::from_secs(seconds.into()),
+            None => {}
         }
     }
 }
@@ -735,6 +805,13 @@ mod tests {
         let text = "[limits]\nburst_per_token = 7\nrequest_seconds = 5";
         let limits = Config::parse(text).unwrap().requests;
         assert_eq!((limits.per_token.burst.get(), limits.request_seconds.get()), (7, 5));
+        let text = "[limits]\nconnections_per_address = 9\nmqtt_handshakes_per_address = 8\nwrite_seconds = 7";
+        let connections = Config::parse(text).unwrap().connections;
+        assert_eq!(connections.https.per_network, 9);
+        let broker = connections.broker();
+        assert_eq!((broker.handshakes_per_network, broker.write_timeout.as_secs()), (8, 7));
+        let none = "[limits]\nconnections = 0\nmqtt_connections = 0\nwrite_seconds = 0";
+        assert_eq!(Config::parse(none).unwrap_err().len(), 3);
         let mistakes = Config::parse("[limits]\nburst_per_token = 0\nstreams_at_once = 0").unwrap_err();
         assert!(mistakes[0].contains("burst_per_token") && mistakes[1].contains("streams_at_once"));
     }

@@ -1,5 +1,5 @@
-//! Where the API and the console listen: HTTPS, with a time limit for the handshake and for headers, and a limit on open
-//! connections.
+//! Where the API and the console listen: HTTPS, with time limits for the handshake, for headers and for whoever does not read,
+//! and limits on open connections, in all and of one network.
 //!
 //! It knows bytes and certificates, no routes. A device says in its TLS greeting that it is one; only then is a client
 //! certificate asked for. Invariant: whatever a client does or leaves out, its place is free again after a limited time,
@@ -19,6 +19,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use rustls::{ServerConfig, server::Acceptor};
+use skerry_broker::{Shares, limit_writes};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -34,8 +35,6 @@ use crate::ca::{certificate::ClientCertificate, tls::DEVICE_PROTOCOL};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Also how long an idle connection is kept for the next request.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(30);
-/// Open connections: a fleet that renews and the people who watch it, at some tens of KiB each. The next one is closed.
-const CONNECTIONS_MAX: usize = 2048;
 /// Out of file descriptors, `accept` fails at once and for ever; the pause keeps the loop from eating a core.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 /// How long answers under way may take at shutdown.
@@ -60,13 +59,45 @@ pub(crate) enum Security {
     },
 }
 
+/// How many connections there may be, and how long one may stand still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// Open connections: a fleet that renews and the people who watch it, at some tens of KiB each. The next one is closed.
+    pub in_all: usize,
+    /// Those of one network, an IPv4 address or a /64: many people or devices may share one, and a single one that wants all
+    /// places must not get them. Behind a proxy on this machine everybody has one address, so that it does not count there.
+    pub per_network: usize,
+    /// How long a client may take nothing of its answer.
+    pub write_timeout: Duration,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> ConnectionLimits {
+        ConnectionLimits {
+            in_all: 2048,
+            per_network: 512,
+            write_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
 /// The device at the other end, by its certificate, which TLS has verified; it may have expired lately.
 #[derive(Clone, Debug)]
 pub(crate) struct PeerCertificate(pub(crate) Arc<ClientCertificate>);
 
 /// Serves until `shutdown`, then ends what is under way.
-pub(crate) async fn serve(listener: TcpListener, security: Security, router: Router, shutdown: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+pub(crate) async fn serve(
+    listener: TcpListener,
+    security: Security,
+    limits: ConnectionLimits,
+    router: Router,
+    shutdown: CancellationToken,
+) {
+    let places = Arc::new(Semaphore::new(limits.in_all.min(Semaphore::MAX_PERMITS)));
+    let shares = Shares::new(match security {
+        Security::Plain => usize::MAX,
+        Security::Tls { .. } => limits.per_network,
+    });
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -75,15 +106,21 @@ pub(crate) async fn serve(listener: TcpListener, security: Security, router: Rou
                 tracing::error!(%error, "the task of an HTTP connection broke");
             },
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => match Arc::clone(&places).try_acquire_owned() {
-                    Ok(place) => {
+                Ok((stream, peer)) => match (Arc::clone(&places).try_acquire_owned(), shares.take(peer.ip())) {
+                    (Ok(place), Some(share)) => {
+                        if let Err(error) = limit_writes(&stream, limits.write_timeout) {
+                            tracing::debug!(%peer, %error, "an HTTP connection broke while it was accepted");
+                            continue;
+                        }
                         let (security, router, shutdown) = (security.clone(), router.clone(), shutdown.clone());
                         connections.spawn(async move {
                             connection(stream, peer, security, router, shutdown).await;
-                            drop(place);
+                            drop((place, share));
                         });
                     }
-                    Err(_) => tracing::warn!(%peer, "an HTTP connection is refused: {CONNECTIONS_MAX} are open"),
+                    (Err(_), _) => tracing::warn!(%peer, "an HTTP connection is refused: {} are open", limits.in_all),
+                    // Not a warning: whoever floods would fill the log too.
+                    (_, None) => tracing::debug!(%peer, "an HTTP connection is refused: its network has its share"),
                 },
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept an HTTP connection");

@@ -4,9 +4,10 @@
 //! connection carry what its transport has proved.
 
 use crate::{
-    Hooks, Limits,
+    Hooks, Limits, Shares,
     auth::ConnectionAuth,
     connections::{Connections, OpenConnection},
+    limits::limit_writes,
 };
 use mqtt5::broker::{
     BrokerConfig as MqttConfig, DynamicStorage, ResourceMonitor, client_handler::ClientHandler, router::MessageRouter,
@@ -86,12 +87,14 @@ impl Core {
                 debug!(%peer, %error, "MQTT connection ended");
             },
             () = stopped_early => debug!(%peer, "MQTT connection ended before it was identified"),
+            () = open.connection.stop_in_time() => {}
         }
     }
 
     /// Does the TLS handshake, if there is to be one, and gives the certificate that it has verified.
     async fn secure(&self, stream: TcpStream) -> io::Result<(BrokerTransport, Option<CertificateDer<'static>>)> {
         stream.set_nodelay(true)?;
+        limit_writes(&stream, self.limits.write_timeout)?;
         let Some(tls) = &self.tls else {
             return Ok((BrokerTransport::tcp(stream), None));
         };
@@ -108,16 +111,17 @@ impl Core {
 /// Accepts sockets until `stop` fires or its sender is dropped, then closes what is open.
 pub(crate) async fn run(listener: TcpListener, core: Arc<Core>, mut stop: oneshot::Receiver<()>) {
     let places = Arc::new(Semaphore::new(core.limits.max_clients.min(Semaphore::MAX_PERMITS)));
+    let shares = Shares::new(core.limits.handshakes_per_network);
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
             _ = &mut stop => break,
             Some(ended) = tasks.join_next() => log_panic(ended),
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => match Arc::clone(&places).try_acquire_owned() {
-                    Ok(place) => {
+                Ok((stream, peer)) => match (Arc::clone(&places).try_acquire_owned(), shares.take(peer.ip())) {
+                    (Ok(place), Some(share)) => {
                         // Here and not in its task: a stop that comes before the task has begun must find it in the table.
-                        let open = core.connections.open();
+                        let open = core.connections.open(share);
                         let stopped = open.connection.stopped();
                         let served = Arc::clone(&core).serve((stream, peer), open, stopped);
                         tasks.spawn(async move {
@@ -125,7 +129,9 @@ pub(crate) async fn run(listener: TcpListener, core: Arc<Core>, mut stop: onesho
                             drop(place);
                         });
                     }
-                    Err(_) => warn!(%peer, "MQTT connection refused: max_clients connections are open"),
+                    (Err(_), _) => warn!(%peer, "MQTT connection refused: max_clients connections are open"),
+                    // Not a warning: whoever floods would fill the log too.
+                    (_, None) => debug!(%peer, "MQTT connection refused: its network has handshakes_per_network under way"),
                 },
                 Err(error) => {
                     warn!(%error, "cannot accept an MQTT connection");

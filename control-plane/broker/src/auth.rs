@@ -3,7 +3,7 @@
 //! A connection's identity is what `authenticate` returned for it, kept here; what the wrapped broker passes back as
 //! a user id is not read.
 
-use crate::{Access, Connect, Hooks, Refusal, connections::Connection};
+use crate::{Access, Admission, Connect, Hooks, Refusal, connections::Connection};
 use mqtt5::{
     broker::{AuthProvider, AuthResult},
     packet::connect::ConnectPacket,
@@ -32,8 +32,8 @@ impl ConnectionAuth {
             certificate: self.certificate.as_deref(),
             peer,
         };
-        let identity = match self.hooks.authenticate(asked).await {
-            Ok(identity) => identity,
+        let Admission { identity, until } = match self.hooks.authenticate(asked).await {
+            Ok(admission) => admission,
             Err(Refusal::NotAuthorized) => return AuthResult::fail(ReasonCode::NotAuthorized),
             Err(Refusal::Unavailable) => return AuthResult::fail(ReasonCode::ServerUnavailable),
         };
@@ -48,7 +48,7 @@ impl ConnectionAuth {
         }
         // The user id makes the wrapped broker refuse to hand a stored session to another identity.
         let user = identity.as_str().to_owned();
-        self.connection.identify(identity);
+        self.connection.identify(identity, until);
         AuthResult::success_with_user(user)
     }
 

@@ -2,17 +2,28 @@
 //!
 //! Invariant: an entry lives exactly as long as the task that serves its socket.
 
-use crate::Identity;
+use crate::{Identity, Share};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, SystemTime},
 };
-use tokio::sync::broadcast;
+use tokio::{
+    sync::{Notify, broadcast},
+    time::sleep,
+};
+
+/// How often the clock is looked at while an end is far away: it may be set meanwhile, and a sleep would not notice.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(600);
 
 /// One open socket.
 pub(crate) struct Connection {
     claimed_client_id: OnceLock<String>,
-    identity: OnceLock<Identity>,
+    admitted: OnceLock<(Identity, Option<SystemTime>)>,
+    /// Told once, when the client is identified.
+    identified: Notify,
+    /// What the socket holds of its network's share until then.
+    share: Mutex<Option<Share>>,
     stop: broadcast::Sender<()>,
 }
 
@@ -23,14 +34,31 @@ impl Connection {
         self.claimed_client_id.get_or_init(|| client_id.to_owned());
     }
 
-    /// Notes who the client is. Only the first answer counts; MQTT allows only one CONNECT.
-    pub(crate) fn identify(&self, identity: Identity) {
-        self.identity.get_or_init(|| identity);
+    /// Notes who the client is and until when that counts. Only the first answer counts; MQTT allows only one CONNECT.
+    pub(crate) fn identify(&self, identity: Identity, until: Option<SystemTime>) {
+        self.admitted.get_or_init(|| (identity, until));
+        drop(self.share.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.identified.notify_one();
     }
 
     /// Returns who the client is, once the hook has said so.
     pub(crate) fn identity(&self) -> Option<&Identity> {
-        self.identity.get()
+        self.admitted.get().map(|(identity, _)| identity)
+    }
+
+    /// Ends the connection when what its client has shown ends. For one caller, which drops this with the connection.
+    pub(crate) async fn stop_in_time(&self) {
+        self.identified.notified().await;
+        let Some((_, Some(until))) = self.admitted.get() else {
+            return std::future::pending().await;
+        };
+        while let Ok(left) = until.duration_since(SystemTime::now())
+            && !left.is_zero()
+        {
+            sleep(left.min(LOOK_AT_CLOCK)).await;
+        }
+        self.stop();
+        std::future::pending().await
     }
 
     /// Returns a receiver that gets one message when the connection must end.
@@ -58,10 +86,12 @@ struct Table {
 
 impl Connections {
     /// Adds a connection; it is removed when the returned guard is dropped.
-    pub(crate) fn open(self: &Arc<Self>) -> OpenConnection {
+    pub(crate) fn open(self: &Arc<Self>, share: Share) -> OpenConnection {
         let connection = Arc::new(Connection {
             claimed_client_id: OnceLock::new(),
-            identity: OnceLock::new(),
+            admitted: OnceLock::new(),
+            identified: Notify::new(),
+            share: Mutex::new(Some(share)),
             stop: broadcast::channel(1).0,
         });
         let mut table = self.table();

@@ -2,7 +2,7 @@
 //!
 //! Not an ACL language: the answer is code.
 
-use std::{fmt, future::Future, net::SocketAddr, pin::Pin};
+use std::{fmt, future::Future, net::SocketAddr, pin::Pin, time::SystemTime};
 
 /// The owner's answers: who is it, and may it use this topic?
 pub trait Hooks: Send + Sync + 'static {
@@ -24,7 +24,22 @@ pub trait Hooks: Send + Sync + 'static {
 }
 
 /// The answer of [`Hooks::authenticate`], perhaps later.
-pub type Authentication<'a> = Pin<Box<dyn Future<Output = Result<Identity, Refusal>> + Send + 'a>>;
+pub type Authentication<'a> = Pin<Box<dyn Future<Output = Result<Admission, Refusal>> + Send + 'a>>;
+
+/// A client that is let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admission {
+    /// Who it is.
+    pub identity: Identity,
+    /// When what it has shown ends, and its connection with it; `None` is never.
+    pub until: Option<SystemTime>,
+}
+
+impl From<Identity> for Admission {
+    fn from(identity: Identity) -> Self {
+        Self { identity, until: None }
+    }
+}
 
 /// What a client says about itself in CONNECT. Nothing of it is verified but the certificate.
 #[derive(Clone, Copy)]

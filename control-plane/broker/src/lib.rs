@@ -14,8 +14,10 @@ mod connections;
 mod error;
 mod hooks;
 mod limits;
+mod shares;
 
 pub use broker::{Broker, BrokerConfig, Disconnect};
 pub use error::BrokerError;
-pub use hooks::{Access, Authentication, Connect, Hooks, Identity, Refusal};
-pub use limits::Limits;
+pub use hooks::{Access, Admission, Authentication, Connect, Hooks, Identity, Refusal};
+pub use limits::{Limits, limit_writes};
+pub use shares::{Share, Shares};

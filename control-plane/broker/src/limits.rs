@@ -1,7 +1,9 @@
 //! What one connection, one session and the whole broker may use. Every value is enforced; none means "unlimited".
 
 use crate::BrokerError;
-use std::time::Duration;
+use socket2::SockRef;
+use std::{io, time::Duration};
+use tokio::net::TcpStream;
 
 /// The least packet limit with which a full transfer chunk and its envelope pass.
 const MIN_PACKET_BYTES: usize = 192 * 1024;
@@ -22,6 +24,15 @@ pub struct Limits {
     ///
     /// Stops sockets that say nothing from holding places.
     pub handshake_timeout: Duration,
+    /// Open sockets of one network that have not identified themselves yet. Default 256.
+    ///
+    /// Stops one address from taking the places of all others. Whoever is identified does not count any more, so that a
+    /// fleet behind one address connects as a whole, so many at a time.
+    pub handshakes_per_network: usize,
+    /// How long a client may take nothing of what is written to it. Default 60 s.
+    ///
+    /// Stops a client that does not read from holding its place, and what waits for it, for ever.
+    pub write_timeout: Duration,
     /// Messages waiting in memory for one connected subscriber, for QoS 0 and for QoS 1–2 each. Default 64.
     ///
     /// When full, a QoS 0 message is dropped and a QoS 1–2 message waits at most 2 s, then goes to the session's
@@ -59,6 +70,8 @@ impl Default for Limits {
             max_packet_bytes: 256 * 1024,
             max_clients: 10_000,
             handshake_timeout: Duration::from_secs(10),
+            handshakes_per_network: 256,
+            write_timeout: Duration::from_secs(60),
             client_channel_capacity: 64,
             server_receive_maximum: 64,
             max_outbound_inflight: 64,
@@ -79,6 +92,8 @@ impl Limits {
         let least = [
             ("max_packet_bytes", self.max_packet_bytes, MIN_PACKET_BYTES),
             ("max_clients", self.max_clients, 1),
+            ("handshakes_per_network", self.handshakes_per_network, 1),
+            ("write_timeout (ms)", millis(self.write_timeout), 1),
             ("client_channel_capacity", self.client_channel_capacity, 1),
             ("server_receive_maximum", self.server_receive_maximum.into(), 1),
             ("max_outbound_inflight", self.max_outbound_inflight.into(), 1),
@@ -95,6 +110,16 @@ impl Limits {
         }
         Ok(())
     }
+}
+
+/// Lets the system end a connection whose other side takes nothing of what was written for `timeout`: it acknowledges nothing, or
+/// says all the time that it has no room (TCP_USER_TIMEOUT). Whoever writes, or waits to, then gets an error.
+///
+/// # Errors
+///
+/// The system's.
+pub fn limit_writes(stream: &TcpStream, timeout: Duration) -> io::Result<()> {
+    SockRef::from(stream).set_tcp_user_timeout(Some(timeout))
 }
 
 fn millis(duration: Duration) -> usize {

@@ -26,11 +26,35 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-async fn call(server: &TestServer, mut config: ClientConfig, protocol: &[u8], request: &str) -> io::Result<String> {
-    config.alpn_protocols = vec![protocol.to_vec()];
+async fn call(server: &TestServer, config: ClientConfig, protocol: &[u8], request: &str) -> io::Result<String> {
     let tcp = TcpStream::connect(server.server.http_address()).await?;
+    exchange(secured(tcp, config, protocol).await?, request).await
+}
+
+async fn secured(
+    tcp: TcpStream,
+    mut config: ClientConfig,
+    protocol: &[u8],
+) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    config.alpn_protocols = vec![protocol.to_vec()];
     let name = ServerName::try_from("localhost").unwrap();
-    exchange(TlsConnector::from(Arc::new(config)).connect(name, tcp).await?, request).await
+    TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+}
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    let limit = Duration::from_secs(20);
+    tokio::time::timeout(limit, future).await.expect("nothing came in time")
+}
+
+/// Asks until there is a place to be answered in.
+async fn until_answered(server: &TestServer) {
+    let answered = async {
+        while !call(server, anybody(server), b"http/1.1", &get("localhost"))
+            .await
+            .is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 "))
+        {}
+    };
+    soon(answered).await;
 }
 
 /// A client without a certificate.
@@ -136,4 +160,43 @@ async fn a_device_renews_only_for_its_own_key_and_only_while_it_is_not_revoked()
         answer.starts_with("HTTP/1.1 403 ") && answer.contains("device-revoked"),
         "{answer}"
     );
+}
+
+#[tokio::test]
+async fn one_network_cannot_take_the_places_of_all_others() {
+    let server = TestServer::start_configured(|config| config.connections.https.per_network = 2).await;
+    let address = server.server.http_address();
+    let mut silent = Vec::new();
+    for _ in 0..2 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let mut third = TcpStream::connect(address).await.unwrap();
+    assert_eq!(soon(third.read(&mut [0; 1])).await.unwrap_or(0), 0);
+    let elsewhere = tokio::net::TcpSocket::new_v4().unwrap();
+    elsewhere.bind(SocketAddr::from(([127, 0, 0, 2], 0))).unwrap();
+    let elsewhere = elsewhere.connect(address).await.unwrap();
+    let stream = secured(elsewhere, anybody(&server), b"http/1.1").await.unwrap();
+    let answer = exchange(stream, &get("localhost")).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    drop(silent);
+    until_answered(&server).await;
+}
+
+#[tokio::test]
+async fn who_does_not_read_the_answer_is_cut_off_in_time() {
+    let limits = ConnectionLimits {
+        per_network: 1,
+        write_timeout: Duration::from_millis(300),
+        ..ConnectionLimits::default()
+    };
+    let server = TestServer::start_configured(|config| config.connections.https = limits).await;
+    let tcp = TcpStream::connect(server.server.http_address()).await.unwrap();
+    let mut stalled = secured(tcp, anybody(&server), b"http/1.1").await.unwrap();
+    // More answers than fit into the buffers of both sides.
+    let request = "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(400);
+    stalled.write_all(request.as_bytes()).await.unwrap();
+    stalled.flush().await.unwrap();
+    // It holds the only place, until it is cut off.
+    until_answered(&server).await;
+    drop(stalled);
 }

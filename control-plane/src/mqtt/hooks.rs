@@ -3,9 +3,10 @@
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, UNIX_EPOCH},
 };
 
-use skerry_broker::{Access, Authentication, Connect, Hooks, Identity, Refusal};
+use skerry_broker::{Access, Admission, Authentication, Connect, Hooks, Identity, Refusal};
 use skerry_shared::{id::DeviceId, topic::Topic};
 
 use crate::{
@@ -64,7 +65,7 @@ impl BrokerHooks {
         Arc::clone(&self.admitted)
     }
 
-    async fn identify(&self, connect: Connect<'_>) -> Result<Identity, Refusal> {
+    async fn identify(&self, connect: Connect<'_>) -> Result<Admission, Refusal> {
         let id = connect.client_id;
         let shown = connect.certificate.and_then(ClientCertificate::read);
         let key = match (&shown, self.proof) {
@@ -82,8 +83,14 @@ impl BrokerHooks {
             (None, Proof::None) => None,
             (None, Proof::Certificate) => return Err(Refusal::NotAuthorized),
         };
+        // A connection is worth what its certificate is: whoever has a renewed one connects again.
+        let not_after = shown.as_ref().map(|shown| Duration::from_millis(shown.not_after_ms));
+        let admitted = Admission {
+            identity: Identity::new(id),
+            until: not_after.and_then(|not_after| UNIX_EPOCH.checked_add(not_after)),
+        };
         if id == CONTROL_PLANE {
-            return Ok(Identity::new(id));
+            return Ok(admitted);
         }
         let device: DeviceId = id.parse().map_err(|_| Refusal::NotAuthorized)?;
         let asked = device.clone();
@@ -91,7 +98,7 @@ impl BrokerHooks {
             // The key, too: an id that was given to another device later is not the old one's.
             Ok(Some(known)) if !known.revoked && key.is_none_or(|key| *key == known.public_key) => {
                 self.admitted.add(device);
-                Ok(Identity::new(id))
+                Ok(admitted)
             }
             Ok(_) => Err(Refusal::NotAuthorized),
             Err(_) => Err(Refusal::Unavailable),

@@ -359,6 +359,22 @@ async fn revoking_a_device_ends_its_connection_and_keeps_it_out() {
     other.publish(Channel::Status, true, status(true)).await;
 }
 
+#[tokio::test]
+async fn a_connection_ends_with_its_certificate_and_the_renewed_one_opens_another() {
+    let server = TestServer::start().await;
+    server.enroll("d-1", &[]).await;
+    let address = server.server.mqtt_address().unwrap();
+    // It has some seconds left: enough to connect on a machine with much to do.
+    let life_ms = server.server.app().config.tls.device_life.as_millis() as u64;
+    let (old, _) = server.device_certificate("d-1", now_ms() - life_ms + 5000).await;
+    let mut link = Link::try_connect(address, "d-1", Some(Arc::new(old))).await.unwrap();
+    link.publish(Channel::Status, true, status(true)).await;
+    let ended = async { while link.events.poll().await.is_ok() {} };
+    soon(ended).await;
+    let renewed = server.device_tls("d-1").await;
+    assert!(Link::try_connect(address, "d-1", Some(renewed)).await.is_ok());
+}
+
 /// A question of this device; each has a nonce of its own.
 fn question(nonce: u8) -> TimeRequest {
     TimeRequest {

@@ -20,7 +20,7 @@ pub(crate) struct Everybody {
 impl Hooks for Everybody {
     fn authenticate<'a>(&'a self, connect: Connect<'a>) -> Authentication<'a> {
         let identity = Identity::new(connect.client_id);
-        Box::pin(async move { Ok(identity) })
+        Box::pin(async move { Ok(identity.into()) })
     }
 
     fn authorize(&self, identity: &Identity, access: Access, topic: &str) -> bool {

@@ -8,6 +8,7 @@ mod access;
 mod client;
 mod delivery;
 mod lifecycle;
+mod limits;
 mod tls;
 
 use client::Client;
@@ -31,7 +32,7 @@ impl Hooks for Rules {
         Box::pin(ready(if connect.client_id == "unlucky" {
             Err(Refusal::Unavailable)
         } else if connect.user_name == Some(connect.client_id) && connect.password == Some(expected.as_bytes()) {
-            Ok(Identity::new(connect.client_id))
+            Ok(Identity::new(connect.client_id).into())
         } else {
             Err(Refusal::NotAuthorized)
         }))

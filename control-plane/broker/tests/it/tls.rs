@@ -76,7 +76,7 @@ struct Only(CertificateDer<'static>);
 impl Hooks for Only {
     fn authenticate<'a>(&'a self, connect: Connect<'a>) -> Authentication<'a> {
         Box::pin(ready(match connect.certificate {
-            Some(shown) if shown == self.0.as_ref() => Ok(Identity::new(connect.client_id)),
+            Some(shown) if shown == self.0.as_ref() => Ok(Identity::new(connect.client_id).into()),
             _ => Err(Refusal::NotAuthorized),
         }))
     }
