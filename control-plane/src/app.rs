@@ -98,6 +98,10 @@ pub(crate) const CORE_MIGRATIONS: &[Migration] = &[
         sql: include_str!("../migrations/core/016_device_keys.sql"),
     },
     Migration {
+        number: 17,
+        sql: include_str!("../migrations/core/017_device_keys_network.sql"),
+    },
+    Migration {
         number: 18,
         sql: include_str!("../migrations/core/018_agent_packages.sql"),
     },

@@ -25,6 +25,7 @@ use super::{
     Problem,
     agent_packages::install_line,
     extract::{CalledBy, Caller, JsonBody, UrlPath, UrlQuery},
+    load::Client,
 };
 use crate::{
     access::Role,
@@ -36,7 +37,7 @@ use crate::{
     config::{BrokerAccess, Mqtt},
     devices::{
         self, Credential, Device, Enrolment, Selector,
-        keys::{self, Admitted, Asked},
+        keys::{self, Admitted, Asked, Asking},
         token::{self, NewToken},
     },
     https::PeerCertificate,
@@ -346,7 +347,11 @@ const ASK_AGAIN_SECONDS: u64 = 5;
         (status = 409, description = "Another device has this id"),
         (status = 422, description = "The request, the id or the version is refused"),
     ))]
-async fn enroll(State(app): State<Arc<App>>, JsonBody(body): JsonBody<EnrollBody>) -> Result<EnrollAnswer, Problem> {
+async fn enroll(
+    State(app): State<Arc<App>>,
+    Client(network): Client,
+    JsonBody(body): JsonBody<EnrollBody>,
+) -> Result<EnrollAnswer, Problem> {
     if body.agent_version.len() > 64 {
         return Err(Problem::refused("agent_version must have at most 64 bytes"));
     }
@@ -362,7 +367,12 @@ async fn enroll(State(app): State<Arc<App>>, JsonBody(body): JsonBody<EnrollBody
                 platform: Some(body.platform.clone()),
                 agent_version: body.agent_version.clone(),
             };
-            match keys::admit(&app.core, fingerprint, asked, now_ms()).await? {
+            let asking = Asking {
+                fingerprint,
+                network,
+                asked,
+            };
+            match keys::admit(&app.core, asking, now_ms()).await? {
                 Admitted::Yes(device) => (Credential::Key(fingerprint), device),
                 Admitted::Pending => {
                     tracing::info!(fingerprint = %fingerprint.to_hex(), "a device waits to be approved");

@@ -881,16 +881,25 @@ async fn what_is_left_of_a_revoked_devices_token_lets_nobody_in() {
     assert_problem(&again, 403, "token-used");
 }
 
+/// A device that asks from an address without a token.
+fn asking(key: &[u8], address: &str) -> devices::keys::Asking {
+    devices::keys::Asking {
+        fingerprint: skerry_shared::digest::Digest::of(key),
+        network: address.parse::<std::net::IpAddr>().unwrap().into(),
+        asked: Default::default(),
+    }
+}
+
 #[tokio::test]
 async fn attack_a_flood_of_unknown_keys_fills_no_more_than_its_place() {
     let server = TestServer::start().await;
     let core = server.server.app().core.clone();
     let now = now_ms();
+    // The test's own calls come from there, too.
+    let here = "0.0.0.0";
     for n in 0..500_u32 {
-        let fingerprint = skerry_shared::digest::Digest::of(&n.to_le_bytes());
-        devices::keys::admit(&core, fingerprint, Default::default(), now)
-            .await
-            .unwrap();
+        let flood = asking(&n.to_le_bytes(), here);
+        devices::keys::admit(&core, flood, now).await.unwrap();
     }
     let [own, _] = requests();
     let refused = server.api("POST", "/api/v1/enroll", keyed(None, &own)).await;
@@ -903,12 +912,40 @@ async fn attack_a_flood_of_unknown_keys_fills_no_more_than_its_place() {
     assert_eq!(by_token.status, StatusCode::CREATED, "{}", by_token.body);
     // A day later nobody remembers them.
     let a_day_later = now + 25 * 3600 * 1000;
-    let admitted = devices::keys::admit(
-        &core,
-        skerry_shared::digest::Digest::of(b"late"),
-        Default::default(),
-        a_day_later,
-    );
+    let admitted = devices::keys::admit(&core, asking(b"late", here), a_day_later);
     assert_eq!(admitted.await.unwrap(), devices::keys::Admitted::Pending);
     assert_eq!(devices::keys::known(&core, None, a_day_later).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn attack_a_flood_of_unknown_keys_from_one_address_gives_way_to_the_others() {
+    let server = TestServer::start().await;
+    let core = server.server.app().core.clone();
+    let now = now_ms();
+    let ask = |key: String, address: &'static str| {
+        let asking = asking(key.as_bytes(), address);
+        devices::keys::admit(&core, asking, now)
+    };
+    devices::keys::admit(&core, asking(b"early", "192.0.2.1"), now - 1000)
+        .await
+        .unwrap();
+    for n in 0..499 {
+        ask(format!("flood {n}"), "192.0.2.1").await.unwrap();
+    }
+    // 300 others come, from two addresses; each gets a place, as long as it has fewer than the flood.
+    for n in 0..150 {
+        ask(format!("site {n}"), "198.51.100.1").await.unwrap();
+        ask(format!("other site {n}"), "2001:db8::1").await.unwrap();
+    }
+    let waiting = devices::keys::known(&core, None, now).await.unwrap();
+    assert_eq!(waiting.len(), 500);
+    let waits = |key: String| {
+        let fingerprint = skerry_shared::digest::Digest::of(key.as_bytes());
+        waiting.iter().any(|known| known.fingerprint == fingerprint)
+    };
+    assert!((0..150).all(|n| waits(format!("site {n}")) && waits(format!("other site {n}"))));
+    // The flood cannot take them back, and what had waited there longest is still there.
+    assert!(waits("early".to_owned()));
+    let back = ask("flood again".to_owned(), "192.0.2.1").await.unwrap_err();
+    assert!(matches!(back, devices::DeviceError::TooManyPending), "{back}");
 }

@@ -5,7 +5,7 @@ use skerry_shared::{digest::Digest, id::DeviceId};
 
 use super::{
     Credential, Enrolment,
-    keys::{Asked, DeviceKey, KeyState, NewKey},
+    keys::{Asked, Asking, DeviceKey, KeyState, NewKey},
 };
 use crate::db::{DbError, from_json, to_json};
 
@@ -13,7 +13,8 @@ const COLUMNS: &str = "fingerprint, state, device, labels, asked, created_at_ms"
 
 pub(super) fn upsert(conn: &Connection, key: &NewKey, state: KeyState, now_ms: u64) -> Result<(), DbError> {
     conn.execute(
-        "INSERT INTO device_keys VALUES (?1, ?2, ?3, ?4, '{}', ?5, NULL)
+        "INSERT INTO device_keys (fingerprint, state, device, labels, asked, created_at_ms)
+         VALUES (?1, ?2, ?3, ?4, '{}', ?5)
          ON CONFLICT (fingerprint) DO UPDATE SET state = ?2, device = ?3, labels = ?4, expires_at_ms = NULL",
         params![
             key.fingerprint.as_bytes(),
@@ -54,20 +55,39 @@ pub(super) fn waiting(conn: &Connection, now_ms: u64) -> Result<u64, DbError> {
     Ok(conn.query_row(sql, [], |row| row.get::<_, i64>(0))? as u64)
 }
 
-pub(super) fn ask(
-    conn: &Connection,
-    fingerprint: &Digest,
-    asked: &Asked,
-    now_ms: u64,
-    expires_at_ms: u64,
-) -> Result<(), DbError> {
+/// How many of a network wait.
+pub(super) fn waiting_of(conn: &Connection, network: &str) -> Result<u64, DbError> {
+    let sql = "SELECT count(*) FROM device_keys WHERE state = 'pending' AND network = ?1";
+    Ok(conn.query_row(sql, [network], |row| row.get::<_, i64>(0))? as u64)
+}
+
+/// The network of which the most wait, and how many.
+pub(super) fn fullest_network(conn: &Connection) -> Result<Option<(String, u64)>, DbError> {
+    let sql = "SELECT network, count(*) FROM device_keys WHERE state = 'pending'
+               GROUP BY network ORDER BY count(*) DESC, network LIMIT 1";
+    let found = conn.query_row(sql, [], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)));
+    Ok(found.optional()?)
+}
+
+/// Forgets the pending key of a network that came last.
+pub(super) fn forget_newest_of(conn: &Connection, network: &str) -> Result<(), DbError> {
+    let sql = "DELETE FROM device_keys WHERE fingerprint = (
+                   SELECT fingerprint FROM device_keys WHERE state = 'pending' AND network = ?1
+                   ORDER BY created_at_ms DESC, fingerprint LIMIT 1)";
+    conn.execute(sql, [network])?;
+    Ok(())
+}
+
+pub(super) fn ask(conn: &Connection, asking: &Asking, now_ms: u64, expires_at_ms: u64) -> Result<(), DbError> {
     conn.execute(
-        "INSERT INTO device_keys VALUES (?1, 'pending', NULL, '{}', ?2, ?3, ?4)",
+        "INSERT INTO device_keys (fingerprint, state, labels, asked, created_at_ms, expires_at_ms, network)
+         VALUES (?1, 'pending', '{}', ?2, ?3, ?4, ?5)",
         params![
-            fingerprint.as_bytes(),
-            to_json(asked),
+            asking.fingerprint.as_bytes(),
+            to_json(&asking.asked),
             now_ms as i64,
-            expires_at_ms as i64
+            expires_at_ms as i64,
+            asking.network.to_string(),
         ],
     )?;
     Ok(())

@@ -14,13 +14,15 @@ use skerry_shared::{
 
 use super::{DeviceError, check_new_labels, key_store};
 use crate::{
+    access::Network,
     audit::{self, By, Fact},
     db::{Db, DbError, to_json},
 };
 
 /// How long a waiting device is remembered after it last asked: it asks every minute, unless it is switched off.
 const PENDING_MS: u64 = 24 * 3600 * 1000;
-/// Devices that may wait at once. Whoever reaches the port can ask: more than a person would look through are refused.
+/// Devices that may wait at once. Whoever reaches the port can ask: more than a person would look through are refused. A network
+/// that has more of the places than others gives way to them.
 const PENDING_MAX: u64 = 500;
 
 /// Where a key stands.
@@ -77,6 +79,17 @@ pub struct Asked {
     /// Its agent's version.
     #[serde(default)]
     pub agent_version: String,
+}
+
+/// A device that shows a key and no token.
+#[derive(Clone, Debug)]
+pub struct Asking {
+    /// The digest of its public key.
+    pub fingerprint: Digest,
+    /// Where it asks from.
+    pub network: Network,
+    /// What it says of itself.
+    pub asked: Asked,
 }
 
 /// A key that may enrol without a token, or asks to.
@@ -185,26 +198,37 @@ pub async fn known(db: &Db, state: Option<KeyState>, now_ms: u64) -> Result<Vec<
 ///
 /// # Errors
 /// [`DeviceError::RejectedKey`], [`DeviceError::TooManyPending`], or the database's.
-pub async fn admit(db: &Db, fingerprint: Digest, asked: Asked, now_ms: u64) -> Result<Admitted, DeviceError> {
+pub async fn admit(db: &Db, asking: Asking, now_ms: u64) -> Result<Admitted, DeviceError> {
     db.write(move |conn| {
-        match key_store::get(conn, &fingerprint)? {
+        let fingerprint = &asking.fingerprint;
+        match key_store::get(conn, fingerprint)? {
             Some(key) if key.state.may_enroll() => return Ok(Admitted::Yes(key.device)),
             Some(key) if key.state == KeyState::Rejected => return Err(DeviceError::RejectedKey),
             Some(_) => {
-                key_store::ask_again(conn, &fingerprint, &asked, now_ms + PENDING_MS)?;
+                key_store::ask_again(conn, fingerprint, &asking.asked, now_ms + PENDING_MS)?;
                 return Ok(Admitted::Pending);
             }
             None => {}
         }
         if key_store::waiting(conn, now_ms)? >= PENDING_MAX {
-            return Err(DeviceError::TooManyPending);
+            make_place(conn, &asking.network.to_string())?;
         }
-        key_store::ask(conn, &fingerprint, &asked, now_ms, now_ms + PENDING_MS)?;
+        key_store::ask(conn, &asking, now_ms, now_ms + PENDING_MS)?;
         let fact = Fact::new("device_key.ask", format!("device-key/{}", fingerprint.to_hex()));
         audit::append(conn, &By::new("a device", now_ms), fact)?;
         Ok(Admitted::Pending)
     })
     .await
+}
+
+/// Takes a place from the network that has the most, if that leaves it no fewer than this one gets then. Its newest key goes: it
+/// may ask again, and those that waited before a flood began stay.
+fn make_place(conn: &Connection, network: &str) -> Result<(), DeviceError> {
+    let own = key_store::waiting_of(conn, network)?;
+    match key_store::fullest_network(conn)? {
+        Some((fullest, count)) if own + 1 < count => Ok(key_store::forget_newest_of(conn, &fullest)?),
+        _ => Err(DeviceError::TooManyPending),
+    }
 }
 
 /// The labels for the device of a key that may enrol, in the transaction that enrols it.
