@@ -312,6 +312,15 @@ fn print(proof: &Proof) {
             "├─ {:9} {} v{}, {}",
             bundle.slot, bundle.model, bundle.version, bundle.index
         ));
+        if let Some(reason) = &bundle.blocked {
+            // Quoted, so that no control character of the reason reaches the terminal.
+            say(&format!("│  ├─ BLOCKED: {reason:?}"));
+        }
+        if let Some(lowest) = bundle.min_release {
+            say(&format!(
+                "│  ├─ BELOW the lowest version that may be installed, which is {lowest}"
+            ));
+        }
         let Some(content) = &bundle.content else { continue };
         say(&format!(
             "│  ├─ {} files, {} bytes, all whole and signed; {} golden vectors",

@@ -64,6 +64,12 @@ pub(crate) struct BundleProof {
     pub(crate) slot: &'static str,
     pub(crate) version: ModelVersion,
     pub(crate) index: Digest,
+    /// Why it may not run any more, if the signed metadata blocks it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) blocked: Option<String>,
+    /// The lowest version that a device may be told to install, if this one is below it. What runs goes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) min_release: Option<u64>,
     /// What else is known, if the bundle is whole.
     #[serde(flatten)]
     pub(crate) content: Option<ContentProof>,
@@ -181,16 +187,36 @@ fn look(
                     None
                 }
             };
+            let (blocked, min_release) = taken_back(targets, model, installed.version, installed.index);
             proof.bundles.push(BundleProof {
                 model: model.clone(),
                 slot,
                 version: installed.version,
                 index: installed.index,
+                blocked,
+                min_release,
                 content,
             });
         }
     }
     Ok(proof)
+}
+
+/// What the signed metadata says against a bundle that it names: why it is blocked, and a lowest version above it.
+fn taken_back(
+    targets: Option<&Targets>,
+    model: &ModelName,
+    version: ModelVersion,
+    index: Digest,
+) -> (Option<String>, Option<u64>) {
+    let Some(targets) = targets else { return (None, None) };
+    // By its content: what it is called makes no difference.
+    let blocked = targets.blocked("", index.as_bytes());
+    let lowest = targets.min_release(model.as_str());
+    (
+        blocked.map(|blocked| blocked.reason.clone()),
+        (version.0 < lowest).then_some(lowest),
+    )
 }
 
 /// Takes up the stored metadata as the agent does at its start, and lists what is not believed.
@@ -254,5 +280,30 @@ fn golden_vectors(store: &Store, manifest: &Manifest) -> Result<usize, BundleErr
         Err(BundleError::Golden)
     } else {
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_metadata_takes_back_is_said_of_its_bundle_and_of_no_other() {
+        let (one, two) = (Digest::of(b"one"), Digest::of(b"two"));
+        let targets: Targets = serde_json::from_value(serde_json::json!({
+            "spec_version": "1.0.31", "version": 3, "expires": "2030-01-01T00:00:00Z", "targets": {},
+            "x_skerry": {
+                "blocked": {"har/1/index": {"sha256": one.to_hex(), "reason": "it sees cats"}},
+                "min_release": {"har": 2},
+            },
+        }))
+        .unwrap();
+        let (har, other): (ModelName, ModelName) = ("har".parse().unwrap(), "other".parse().unwrap());
+        let said = |model, version, index| taken_back(Some(&targets), model, ModelVersion(version), index);
+        assert_eq!(said(&har, 1, one), (Some("it sees cats".to_owned()), Some(2)));
+        assert_eq!(said(&other, 1, one).0.as_deref(), Some("it sees cats"));
+        assert_eq!(said(&har, 2, two), (None, None));
+        assert_eq!(taken_back(None, &har, ModelVersion(1), one), (None, None));
     }
 }

@@ -85,6 +85,11 @@ pub struct VerifiedFolder {
     pub targets_expire: String,
     /// True when it has: no device takes it with this metadata any more.
     pub expired: bool,
+    /// Why no device runs it any more, if this metadata blocks it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocked: Option<String>,
+    /// The lowest version of the model that devices may be told to install; 0 if nothing is said.
+    pub min_release: u64,
     /// When the bundle was built, in UTC milliseconds.
     pub created_at_ms: u64,
     /// Where the model comes from.
@@ -119,6 +124,10 @@ pub fn verify(folder: &Path, roots: &[(PathBuf, Vec<u8>)], now: UnixTime) -> Res
         threshold: keys.threshold.get(),
         targets_expire: targets.expires.to_string(),
         expired: targets.expires <= now,
+        blocked: targets
+            .blocked(name.as_str(), bundle.summary.index.as_bytes())
+            .map(|blocked| blocked.reason.clone()),
+        min_release: targets.min_release(bundle.summary.model.as_str()),
         created_at_ms: bundle.manifest.created_at_ms,
         lineage: lineage::links(&bundle.manifest),
         summary: bundle.summary,
@@ -394,6 +403,35 @@ mod tests {
             ..Lineage::default()
         });
         assert!(matches!(bundle.verify(), Err(BundleError::Lineage(_))));
+    }
+
+    #[test]
+    fn what_the_metadata_blocks_is_said_and_does_not_fail() {
+        let bundle = Signed::new();
+        let verified = bundle.verify().unwrap();
+        assert_eq!((verified.blocked, verified.min_release), (None, 0));
+        let path = bundle.path().join("targets.json");
+        let signed = skerry_tuf::Signed::<Targets>::parse(&fs::read(&path).unwrap(), &Limits::default()).unwrap();
+        let mut targets = signed.unverified().clone();
+        let extension = targets.extension.get_or_insert_default();
+        let blocked = skerry_tuf::Blocked {
+            // By its content alone: under another name.
+            sha256: verified.summary.index.to_hex(),
+            reason: "it sees cats".to_owned(),
+            extra: serde_json::Map::new(),
+        };
+        extension
+            .blocked
+            .insert(TargetName::new("other/9/index").unwrap(), blocked);
+        extension.min_release.insert("m".to_owned(), 2);
+        let key = bundle.folder.path().join("keys/targets.key");
+        let key = key_file::read(&key, || panic!("not encrypted")).unwrap();
+        fs::write(&path, skerry_tuf::sign_metadata(&targets, [&key]).unwrap()).unwrap();
+        let verified = bundle.verify().unwrap();
+        assert_eq!(
+            (verified.blocked.as_deref(), verified.min_release),
+            (Some("it sees cats"), 2)
+        );
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::{
     bundle::verify::{BundleError, VerifiedFolder, verify},
     cli::{
         Done, Output,
-        output::{self, bytes},
+        output::{self, bytes, shown},
     },
     training::{check::dataset_digest, run::InputFile},
 };
@@ -86,6 +86,20 @@ fn print(verified: &VerifiedFolder, dataset_checked: bool) {
         "signatures     targets version {}, {} of the keys in root version {}, expire {}{expired}",
         verified.targets_version, verified.threshold, verified.root_version, verified.targets_expire
     ));
+    match &verified.blocked {
+        Some(reason) => branch(&format!("allowed        NO, BLOCKED: {}", shown(reason))),
+        None if summary.version.0 < verified.min_release => branch(&format!(
+            "allowed        only with a downgrade: the lowest version is {}",
+            verified.min_release
+        )),
+        None if verified.min_release > 0 => {
+            branch(&format!(
+                "allowed        yes, the lowest version is {}",
+                verified.min_release
+            ));
+        }
+        None => branch("allowed        yes, by this metadata"),
+    }
     branch(&format!("built          {}", time(verified.created_at_ms)));
     output::line("└─ lineage");
     for (depth, link) in verified.lineage.iter().enumerate() {
