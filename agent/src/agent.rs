@@ -47,7 +47,7 @@ use crate::{
 /// What `skerry-agent run` was told.
 pub(crate) struct Options {
     pub(crate) state_dir: PathBuf,
-    pub(crate) listen: std::net::SocketAddr,
+    pub(crate) api: serve::door::Options,
     pub(crate) bandwidth: Option<u64>,
     pub(crate) telemetry_interval: Duration,
     pub(crate) store_limit: Option<u64>,
@@ -84,12 +84,11 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
     let signed_ms = keeper.get().time_floor_ms.max(identity.certificate.issued_at_ms);
     let clock = Clock::of_this_machine(signed_ms);
     let tls = tls::for_broker(&identity.broker_authority()?, Arc::clone(&certificate), &clock)?;
-    let serving = Arc::new(Serving::new(Limits::default()));
+    let serving = Arc::new(Serving::new(Limits::of_this_machine(options.api.api_queue)));
     let runtime = Runtime::new()?;
 
-    let listener = tokio::net::TcpListener::bind(options.listen).await;
-    let listener = listener.with_context(|| format!("cannot listen on {} for inference requests", options.listen))?;
-    let listens = listener.local_addr()?;
+    let door = options.api.open().await?;
+    let listens = door.tcp.local_addr()?;
     let address = listens.to_string();
     disk.write(
         &options.state_dir.join("inference-address"),
@@ -103,7 +102,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
         agent: statuses,
         telemetry: telemetry_statuses,
     };
-    let api = tokio::spawn(serve::run(listener, Arc::clone(&serving), statuses, shutdown.clone()));
+    let api = tokio::spawn(serve::run(door, Arc::clone(&serving), statuses, shutdown.clone()));
 
     let renewal = Renewal {
         clock: clock.clone(),

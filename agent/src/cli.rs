@@ -1,6 +1,11 @@
 //! The agent's command line: enrol, run, status.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
@@ -16,6 +21,7 @@ use crate::{
     enroll::{self, Credential},
     log,
     proof::{self, Proof},
+    serve::door,
 };
 
 /// Runs signed machine-learning bundles on this device and keeps them up to date.
@@ -64,13 +70,18 @@ enum Command {
         state_dir: PathBuf,
     },
     /// Runs the agent until it is told to stop.
+    #[command(
+        after_help = "The inference API speaks the Open Inference Protocol v2, HTTP and gRPC on the same port.\n\nFor this device \
+                            only:\n  skerry-agent run\nFor other machines too, with a token and TLS:\n  openssl rand -hex 32 \
+                            >/etc/skerry/api-token\n  skerry-agent run --listen 0.0.0.0:8090 --api-token-file \
+                            /etc/skerry/api-token \\\n      --api-certificate /etc/skerry/api.pem --api-key /etc/skerry/api.key"
+    )]
     Run {
         /// Where identity, trusted metadata and bundles live.
         #[arg(long, default_value = "/var/lib/skerry")]
         state_dir: PathBuf,
-        /// Where the local inference API listens; port 0 is any free one, written to STATE_DIR/inference-address.
-        #[arg(long, default_value = "127.0.0.1:8090")]
-        listen: SocketAddr,
+        #[command(flatten)]
+        api: door::Options,
         /// The most bytes per second that downloads may use.
         #[arg(long, value_name = "BYTES_PER_SECOND")]
         bandwidth: Option<u64>,
@@ -116,6 +127,9 @@ enum Command {
         /// Waits at most so long until the device is in sync: connected, and no update under way. For example 2m.
         #[arg(long, value_name = "DURATION", value_parser = interval)]
         wait: Option<Duration>,
+        /// The file with the API's token, if the agent runs with one.
+        #[arg(long, value_name = "FILE", env = "SKERRY_API_TOKEN_FILE")]
+        api_token_file: Option<PathBuf>,
     },
 }
 
@@ -161,13 +175,13 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Command::Run {
             state_dir,
-            listen,
+            api,
             bandwidth,
             telemetry_interval,
             store_limit,
         } => run(agent::Options {
             state_dir,
-            listen,
+            api,
             bandwidth,
             telemetry_interval,
             store_limit,
@@ -185,7 +199,11 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
                 ExitCode::FAILURE
             };
         }
-        Command::Status { state_dir, wait } => status(&state_dir, wait),
+        Command::Status {
+            state_dir,
+            wait,
+            api_token_file,
+        } => status(&state_dir, wait, api_token_file.as_deref()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -261,7 +279,7 @@ fn run(options: agent::Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn verify(state_dir: &std::path::Path, output: Output) -> anyhow::Result<()> {
+fn verify(state_dir: &Path, output: Output) -> anyhow::Result<()> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let now = skerry_tuf::UnixTime::from_seconds(now.unwrap_or_default().as_secs() as i64);
     let disk = Disk::real();
@@ -348,10 +366,11 @@ fn print(proof: &Proof) {
 /// How often a waiting `status` looks again.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-fn status(state_dir: &std::path::Path, wait: Option<Duration>) -> anyhow::Result<()> {
+fn status(state_dir: &Path, wait: Option<Duration>, token_file: Option<&Path>) -> anyhow::Result<()> {
+    let token = token_file.map(door::token_text).transpose()?;
     let end = std::time::Instant::now() + wait.unwrap_or_default();
     loop {
-        let status = ask_status(state_dir);
+        let status = ask_status(state_dir, token.as_ref().map(|token| token.as_str()));
         let settled = status.as_ref().is_ok_and(is_in_sync);
         let over = std::time::Instant::now() >= end;
         if settled || over {
@@ -370,13 +389,20 @@ fn is_in_sync(status: &serde_json::Value) -> bool {
     status["connected"] == true && status["update"]["state"] == "idle"
 }
 
-fn ask_status(state_dir: &std::path::Path) -> anyhow::Result<serde_json::Value> {
+fn ask_status(state_dir: &Path, token: Option<&str>) -> anyhow::Result<serde_json::Value> {
     let path = state_dir.join("inference-address");
     let address =
         std::fs::read_to_string(&path).with_context(|| format!("no agent has run with {}", state_dir.display()))?;
     let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5)));
     let agent: ureq::Agent = config.build().into();
-    let answer = agent.get(format!("http://{}/skerry/v1/status", address.trim())).call();
+    let mut request = agent.get(format!("http://{}/skerry/v1/status", address.trim()));
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let answer = request.call();
+    if let Err(ureq::Error::StatusCode(401)) = answer {
+        bail!("the agent's API wants its token: --api-token-file FILE");
+    }
     answer
         .context("the agent does not answer: is it running?")?
         .body_mut()

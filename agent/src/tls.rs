@@ -46,7 +46,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const KEY: &str = "device.key";
 const CERTIFICATE: &str = "device.pem";
 
-fn crypto() -> Arc<CryptoProvider> {
+pub(crate) fn crypto() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 

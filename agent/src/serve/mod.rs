@@ -3,21 +3,25 @@
 //! Invariant: a request is bounded in size, in number and in time, and its failure is an answer.
 
 mod call;
+mod connection;
+pub(crate) mod door;
 mod grpc;
 mod message;
 mod refusal;
 mod rest;
 mod room;
+mod stream;
 
 use std::sync::Arc;
 
 use axum::Router;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     serve::{
+        door::Door,
         message::{
             InferStatistics, ModelIndex, ModelStatistics, ModelStatisticsResponse, ServerMetadataResponse,
             StatisticDuration,
@@ -54,17 +58,13 @@ pub(crate) struct Statuses {
 }
 
 /// Serves until `shutdown`.
-pub(crate) async fn run(listener: TcpListener, serving: Arc<Serving>, statuses: Statuses, shutdown: CancellationToken) {
-    let router = router(serving, statuses);
-    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
-        // Small answers must not wait for more.
-        let _ = stream.set_nodelay(true);
-    });
-    if let Err(error) = axum::serve(listener, router)
-        .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await
-    {
-        tracing::error!(%error, "the local API ended");
+pub(crate) async fn run(door: Door, serving: Arc<Serving>, statuses: Statuses, shutdown: CancellationToken) {
+    let late = connection::serve(door, router(serving, statuses), shutdown).await;
+    if late > 0 {
+        tracing::warn!(
+            connections = late,
+            "connections to the local API did not end in time and were cut off"
+        );
     }
 }
 
