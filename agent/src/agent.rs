@@ -1,6 +1,7 @@
 //! The agent's loop: one place where everything that can happen is seen, the state is written, and the effect is started.
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -21,10 +22,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::Clock,
+    config::Config,
     disk::{self, Disk, DiskError},
     enroll::Identity,
     fetch::Fetcher,
     link::{self, FromBroker},
+    loading::{Kept, Loading},
     record::{Installed, Keeper},
     renew::Renewal,
     report::{self, Facts},
@@ -51,6 +54,9 @@ pub(crate) struct Options {
     pub(crate) bandwidth: Option<u64>,
     pub(crate) telemetry_interval: Duration,
     pub(crate) store_limit: Option<u64>,
+    pub(crate) config: Config,
+    /// The words that make this program load a model apart.
+    pub(crate) loader_words: Vec<OsString>,
 }
 
 /// How often the progress of a download is reported.
@@ -85,7 +91,13 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
     let clock = Clock::of_this_machine(signed_ms);
     let tls = tls::for_broker(&identity.broker_authority()?, Arc::clone(&certificate), &clock)?;
     let serving = Arc::new(Serving::new(Limits::of_this_machine(options.api.api_queue)));
-    let runtime = Runtime::new()?;
+    let engines = options.config.inference.engines();
+    let loading = Loading::Apart {
+        words: options.loader_words,
+        kept: Kept::open(&disk, &options.state_dir, &engines),
+        config: options.config.inference,
+    };
+    let runtime = Runtime::with_engines(engines)?;
 
     let door = options.api.open().await?;
     let listens = door.tcp.local_addr()?;
@@ -141,6 +153,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
         trust,
         fetcher,
         runtime,
+        loading,
         serving: Arc::clone(&serving),
         progress: Arc::clone(&progress),
         resuming: matches!(keeper.get().update, State::Download { .. }),

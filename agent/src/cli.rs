@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     agent,
+    config::Config,
     disk::Disk,
     doctor,
     enroll::{self, Credential},
@@ -74,7 +75,12 @@ enum Command {
         after_help = "The inference API speaks the Open Inference Protocol v2, HTTP and gRPC on the same port.\n\nFor this device \
                             only:\n  skerry-agent run\nFor other machines too, with a token and TLS:\n  openssl rand -hex 32 \
                             >/etc/skerry/api-token\n  skerry-agent run --listen 0.0.0.0:8090 --api-token-file \
-                            /etc/skerry/api-token \\\n      --api-certificate /etc/skerry/api.pem --api-key /etc/skerry/api.key"
+                            /etc/skerry/api-token \\\n      --api-certificate /etc/skerry/api.pem --api-key /etc/skerry/api.key\n\n\
+                            The configuration is TOML; every key has a default:\n\n  [inference]\n  engine = \"auto\"               \
+                            # the fastest that answers the golden vectors rightly; or \"tract\", \"onnxruntime\"\n  onnxruntime = \
+                            \"/opt/lib/libonnxruntime.so\"  # without it, where systems keep it; absent is no error\n  \
+                            model_memory_bytes = 268435456 # the most that loading a model may take; three quarters of what is \
+                            free\n  load_seconds = 300             # the longest that loading may take"
     )]
     Run {
         /// Where identity, trusted metadata and bundles live.
@@ -91,6 +97,17 @@ enum Command {
         /// The most bytes that bundles may take on disk; without it the disk's free space is the limit.
         #[arg(long, value_name = "BYTES")]
         store_limit: Option<u64>,
+        /// The configuration file; without it /etc/skerry/agent.toml, if that is there.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Loads a model that comes on standard input, to see what it does to its loader.
+    #[command(hide = true)]
+    LoadCheck {
+        #[arg(long)]
+        memory_bytes: u64,
+        #[arg(long)]
+        cpu_seconds: u64,
     },
     /// Proves offline what lies on this device: metadata, floors, every installed bundle, and where its model comes from.
     #[command(
@@ -147,8 +164,9 @@ pub fn command() -> clap::Command {
     <Arguments as clap::CommandFactory>::command()
 }
 
-/// Runs the agent's command line. `arguments` begins with the program's name.
+/// Runs the agent's command line. `arguments` begins with the program's name. It is all of `main`: nothing runs before.
 pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    skerry_inference::silence_onnxruntime();
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => error.exit(),
@@ -179,13 +197,24 @@ pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             bandwidth,
             telemetry_interval,
             store_limit,
-        } => run(agent::Options {
-            state_dir,
-            api,
-            bandwidth,
-            telemetry_interval,
-            store_limit,
-        }),
+            config,
+        } => Config::read(config.as_deref())
+            .map_err(anyhow::Error::new)
+            .and_then(|config| {
+                run(agent::Options {
+                    state_dir,
+                    api,
+                    bandwidth,
+                    telemetry_interval,
+                    store_limit,
+                    config,
+                    loader_words: loader_words(),
+                })
+            }),
+        Command::LoadCheck {
+            memory_bytes,
+            cpu_seconds,
+        } => return skerry_inference::run_child(memory_bytes, cpu_seconds),
         Command::Verify { state_dir, output } => verify(&state_dir, output),
         Command::Doctor { state_dir, output } => {
             let report = doctor::examine(&state_dir);
@@ -241,6 +270,12 @@ fn interval(text: &str) -> Result<Duration, BadInterval> {
     } else {
         Ok(interval)
     }
+}
+
+/// The words before `run` (`skerry agent` has one), and the one that loads a model instead.
+fn loader_words() -> Vec<OsString> {
+    let words = std::env::args_os().skip(1).take_while(|word| word != "run");
+    words.chain(["load-check".into()]).collect()
 }
 
 /// Beside the result: on stderr, so that what reads stdout is not disturbed.

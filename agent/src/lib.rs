@@ -6,10 +6,12 @@
 pub mod cli;
 
 mod clock;
+mod config;
 mod disk;
 mod enroll;
 mod fetch;
 mod link;
+mod loading;
 mod record;
 mod renew;
 mod serving;

@@ -13,10 +13,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context;
 use skerry_inference::{LoadedBundle, Runtime, host_platform};
 use skerry_shared::{
-    bundle::{GoldenVectors, MANIFEST_NAME, Resource},
+    bundle::{MANIFEST_NAME, Resource},
     chunk::{ChunkIndex, FileEntry},
     desired::ReportedError,
     digest::Digest,
@@ -28,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock::Clock,
     fetch::Fetcher,
+    loading::Loading,
     record::{Installed, Keeper, Record, Slots},
     serving::Serving,
     store::{Sources, Store},
@@ -78,6 +78,7 @@ pub(crate) struct Worker {
     pub(crate) trust: Trust,
     pub(crate) fetcher: Fetcher,
     pub(crate) runtime: Runtime,
+    pub(crate) loading: Loading,
     pub(crate) serving: Arc<Serving>,
     pub(crate) progress: Arc<Progress>,
     /// True until the first download after a start of the agent in the middle of one.
@@ -243,39 +244,20 @@ impl Worker {
 
     fn install(&mut self, job: &Job) -> Result<(), ReportedError> {
         let verified = self.verified(job).map_err(|error| error.report())?;
-        let model = self.load(&verified)?;
+        let model = self.load(&verified, job.assignment.index)?;
         self.serving
             .replace(job.assignment.model.clone(), job.assignment.version, model);
         Ok(())
     }
 
     /// Loads a bundle and proves it on its golden vectors, beside whatever serves.
-    fn load(&self, verified: &VerifiedBundle) -> Result<LoadedBundle, ReportedError> {
-        let manifest = verified.manifest();
+    fn load(&mut self, verified: &VerifiedBundle, index: Digest) -> Result<LoadedBundle, ReportedError> {
+        let (manifest, store) = (verified.manifest(), &self.store);
         let mut read = |resource: &Resource| {
-            let content = self.store.object(resource.digest).map_err(std::io::Error::other)?;
+            let content = store.object(resource.digest).map_err(std::io::Error::other)?;
             content.ok_or_else(|| std::io::ErrorKind::NotFound.into())
         };
-        let failure = |code: &str, error: anyhow::Error| ReportedError {
-            code: code.to_owned(),
-            message: format!("{error:#}"),
-        };
-        let mut bundle = LoadedBundle::load(&self.runtime, manifest, &mut read)
-            .map_err(|error| failure("load", anyhow::Error::new(error)))?;
-        if let Some(golden) = &manifest.golden {
-            let resource = manifest
-                .resource(&golden.resource)
-                .context("the golden vectors are missing");
-            let bytes = resource
-                .and_then(|resource| Ok(read(resource)?))
-                .map_err(|error| failure("load", error))?;
-            let vectors: GoldenVectors =
-                serde_json::from_slice(&bytes).map_err(|error| failure("load", anyhow::Error::new(error)))?;
-            bundle
-                .check_golden(&vectors, golden.tolerance)
-                .map_err(|error| failure("golden_mismatch", anyhow::Error::new(error)))?;
-        }
-        Ok(bundle)
+        self.loading.load(&self.runtime, manifest, index, &mut read)
     }
 
     /// Lets the candidate serve for its probation; its own failures end it at once.
@@ -355,7 +337,7 @@ impl Worker {
     pub(crate) fn serve_installed(&mut self, model: &ModelName, installed: &Installed) -> Result<(), ReportedError> {
         let assigned = (model, installed.version);
         let verified = verify::bundle(&self.store, installed.index, assigned, &host_platform());
-        let bundle = self.load(&verified.map_err(|error| error.report())?)?;
+        let bundle = self.load(&verified.map_err(|error| error.report())?, installed.index)?;
         self.serving.replace(model.clone(), installed.version, bundle);
         Ok(())
     }

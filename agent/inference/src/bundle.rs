@@ -1,14 +1,15 @@
 //! A loaded bundle: its pipeline, ready to answer from several threads at once.
 
+use std::time::Instant;
+
 use skerry_shared::{
     bundle::{GoldenVectors, Manifest, Resource, StageKind, Tolerance},
-    id::ResourceName,
     oip::{ModelMetadata, Tensor},
 };
 
 use crate::{
-    EngineName, Engines, GoldenError, InferError, LoadError, Measured, Runtime, WASMTIME_VERSION,
-    engine::choice::{self, Candidate},
+    EngineName, Figures, GoldenError, InferError, LoadError, Measured, ProveError, Runtime, Timing, WASMTIME_VERSION,
+    engine::choice,
     golden, host_platform,
     model::Model,
     pipeline::{Graph, LoadedKind, LoadedStage},
@@ -20,91 +21,60 @@ pub struct LoadedBundle {
     metadata: ModelMetadata,
     stages: Vec<LoadedStage>,
     graph: Graph,
-    /// The ONNX files, until the golden vectors have said which engine serves.
-    files: ModelFiles,
-    engines: Engines,
-    serves: EngineName,
+    engine: EngineName,
     measured: Vec<Measured>,
 }
 
-/// The ONNX files of a pipeline. One engine runs all of them.
-#[derive(Default)]
-struct ModelFiles(Vec<ModelFile>);
+/// Gives the content of a resource **whose digest it has verified**.
+pub type Read<'a> = dyn FnMut(&Resource) -> std::io::Result<Vec<u8>> + 'a;
 
-struct ModelFile {
-    /// Its place in the pipeline.
-    position: usize,
-    stage: ResourceName,
-    onnx: Vec<u8>,
-}
-
-impl ModelFiles {
-    fn load(&self, candidate: &Candidate) -> Result<Vec<(usize, Model)>, LoadError> {
-        let load = |file: &ModelFile| {
-            let model = Model::load(&file.onnx, candidate).map_err(|source| LoadError::Model {
-                stage: file.stage.clone(),
-                source,
-            })?;
-            Ok((file.position, model))
-        };
-        self.0.iter().map(load).collect()
-    }
-
-    /// Loads all with the first engine that can.
+impl LoadedBundle {
+    /// Loads what `manifest` describes, with the first engine of `runtime` that can.
     ///
     /// # Errors
-    /// That of the engine that is tried first.
-    fn load_first(&self, engines: &Engines) -> Result<(Vec<(usize, Model)>, EngineName), LoadError> {
+    /// [`LoadError`], that of the engine that is tried first; nothing stays in memory.
+    pub fn load(runtime: &Runtime, manifest: &Manifest, read: &mut Read<'_>) -> Result<LoadedBundle, LoadError> {
         let mut first = None;
-        for candidate in engines.candidates() {
-            match self.load(&candidate) {
-                Ok(models) => return Ok((models, candidate.name())),
-                Err(error) => first = first.or(Some(error)),
+        for engine in runtime.engines().names() {
+            match LoadedBundle::load_with(runtime, manifest, engine, read) {
+                // Another engine may be able to.
+                Err(error @ (LoadError::Model { .. } | LoadError::Engine(_))) => first = first.or(Some(error)),
+                done => return done,
             }
         }
         Err(first.unwrap_or_else(|| LoadError::Runtime("there is no engine".to_owned())))
     }
-}
 
-impl LoadedBundle {
-    /// Loads what `manifest` describes. `read` gives the content of a resource **whose digest it has verified**.
+    /// Loads what `manifest` describes; `engine` runs all of its models.
     ///
     /// # Errors
     /// [`LoadError`]; nothing stays in memory.
-    pub fn load(
+    pub fn load_with(
         runtime: &Runtime,
         manifest: &Manifest,
-        read: &mut dyn FnMut(&Resource) -> std::io::Result<Vec<u8>>,
+        engine: EngineName,
+        read: &mut Read<'_>,
     ) -> Result<LoadedBundle, LoadError> {
         manifest.check_pipeline()?;
+        let candidate = runtime.engines().candidate(engine)?;
         let mut fetch = |resource: &Resource| {
             read(resource).map_err(|source| LoadError::Read {
                 name: resource.name.clone(),
                 source,
             })
         };
-        let mut files = ModelFiles::default();
-        for (position, stage) in manifest.pipeline.stages.iter().enumerate() {
-            if let StageKind::Model { resource } = &stage.kind {
-                let entry = manifest.resource(resource);
-                files.0.push(ModelFile {
-                    position,
-                    stage: stage.name.clone(),
-                    onnx: fetch(entry.ok_or_else(|| LoadError::MissingResource(resource.clone()))?)?,
-                });
-            }
-        }
-        let (models, serves) = files.load_first(runtime.engines())?;
-        let mut models = models.into_iter();
         let mut stages = Vec::with_capacity(manifest.pipeline.stages.len());
         for stage in &manifest.pipeline.stages {
             let name = stage.name.clone();
             let kind = match &stage.kind {
                 StageKind::Model { resource } => {
-                    let (_, model) = models
-                        .next()
-                        .ok_or_else(|| LoadError::MissingResource(resource.clone()))?;
-                    LoadedKind::Model(Box::new(model))
+                    let entry = manifest.resource(resource);
+                    let entry = entry.ok_or_else(|| LoadError::MissingResource(resource.clone()))?;
+                    let model = Model::load(&fetch(entry)?, &candidate);
+                    LoadedKind::Model(Box::new(model.map_err(|source| LoadError::Model {
+                        stage: name.clone(),
+                        source,
+                    })?))
                 }
                 StageKind::Step {
                     component,
@@ -141,97 +111,86 @@ impl LoadedBundle {
             metadata,
             stages,
             graph,
-            files,
-            engines: runtime.engines().clone(),
-            serves,
+            engine,
             measured: Vec::new(),
         })
     }
 
-    /// Proves the bundle on its golden vectors with each engine that is present, and keeps the fastest that is right. tract's plain
-    /// plan is tried only where its optimised one is not right, since it is never faster.
+    /// Loads a bundle in this process with each engine that `runtime` has, proves each on the golden vectors, and keeps the fastest
+    /// that is right. Without golden vectors it keeps the first that loads.
     ///
     /// # Errors
-    /// [`GoldenError`] of the engine that was loaded first when none is right: do not serve this bundle.
-    pub fn check_golden(&mut self, vectors: &GoldenVectors, tolerance: Tolerance) -> Result<(), GoldenError> {
-        let files = std::mem::take(&mut self.files);
-        let engines = self.engines.clone();
-        // The engine that is loaded already comes first.
-        let mut candidates = engines.candidates();
-        candidates.sort_by_key(|candidate| candidate.name() != self.serves);
-        let (mut first_error, mut tract_is_right) = (None, false);
-        for candidate in candidates {
-            let name = candidate.name();
-            let done = choice::fastest(&self.measured).is_some() && engines.first_right_serves();
-            if done
-                || files.0.is_empty() && !self.measured.is_empty()
-                || name == EngineName::TractPlain && tract_is_right
-            {
-                continue;
-            }
-            let before = self.serves;
-            let replaced = if name == before {
-                Vec::new()
-            } else {
-                match files.load(&candidate) {
-                    Ok(models) => self.replace(models, name),
-                    Err(error) => {
-                        let outcome = Err(crate::error::chain(&error));
-                        self.measured.push(Measured { engine: name, outcome });
-                        continue;
-                    }
+    /// [`ProveError`] of the engine that is tried first when none is right: do not serve this bundle.
+    pub fn load_best(runtime: &Runtime, manifest: &Manifest, read: &mut Read<'_>) -> Result<LoadedBundle, ProveError> {
+        let golden = golden_vectors(manifest, read)?;
+        let mut best: Option<(u64, LoadedBundle)> = None;
+        let chosen = choice::choose(runtime.engines(), |engine| {
+            let began = Instant::now();
+            let bundle = LoadedBundle::load_with(runtime, manifest, engine, read)?;
+            let mut figures = Figures::loaded_in(began.elapsed());
+            if let Some((vectors, tolerance)) = &golden {
+                bundle.check_golden(vectors, *tolerance)?;
+                if runtime.engines().has_onnxruntime() {
+                    figures.timing = Some(bundle.time(vectors));
                 }
-            };
-            let outcome = golden::check(vectors, tolerance, |inputs| self.infer(inputs)).map(|()| {
-                choice::time(|| {
-                    for vector in &vectors.vectors {
-                        // It has just answered rightly; only its time is wanted.
-                        let _answer = self.infer(vector.inputs.clone());
-                    }
-                })
-            });
-            tract_is_right |= name == EngineName::Tract && outcome.is_ok();
-            let outcome = outcome.map_err(|error| {
-                let words = crate::error::chain(&error);
-                first_error.get_or_insert(error);
-                words
-            });
-            self.measured.push(Measured { engine: name, outcome });
-            if choice::fastest(&self.measured) != Some(name) && name != before {
-                self.replace(replaced, before);
             }
-        }
-        for measured in &self.measured {
-            match &measured.outcome {
-                Ok(time) => tracing::info!(engine = %measured.engine, time_us = time.as_micros() as u64, "right"),
-                Err(error) => tracing::warn!(engine = %measured.engine, %error, "cannot serve this bundle"),
+            let speed = figures.speed();
+            if best.as_ref().is_none_or(|(before, _)| speed < *before) {
+                best = Some((speed, bundle));
             }
-        }
-        match (choice::fastest(&self.measured), first_error) {
-            (None, Some(error)) => Err(error),
-            _ => Ok(()),
-        }
+            Ok::<Figures, ProveError>(figures)
+        });
+        let chosen = chosen.map_err(|refused| refused.error)?;
+        let (_, bundle) = best.expect("an engine is chosen after it has loaded");
+        Ok(bundle.with_measured(chosen.measured))
     }
 
-    /// Lets other models run and gives the ones before them back.
-    fn replace(&mut self, models: Vec<(usize, Model)>, serves: EngineName) -> Vec<(usize, Model)> {
-        self.serves = serves;
-        let swap = |(position, model): (usize, Model)| {
-            let kind = std::mem::replace(&mut self.stages[position].kind, LoadedKind::Model(Box::new(model)));
-            match kind {
-                LoadedKind::Model(before) => Some((position, *before)),
-                LoadedKind::Step(_) => None,
-            }
-        };
-        models.into_iter().filter_map(swap).collect()
+    /// Loads a bundle with one engine, and proves it on the golden vectors.
+    ///
+    /// # Errors
+    /// [`ProveError`]: do not serve this bundle with this engine.
+    pub fn load_proved(
+        runtime: &Runtime,
+        manifest: &Manifest,
+        engine: EngineName,
+        read: &mut Read<'_>,
+    ) -> Result<LoadedBundle, ProveError> {
+        let bundle = LoadedBundle::load_with(runtime, manifest, engine, read)?;
+        if let Some((vectors, tolerance)) = golden_vectors(manifest, read)? {
+            bundle.check_golden(&vectors, tolerance)?;
+        }
+        Ok(bundle)
+    }
+
+    /// Compares its answers with the golden vectors'.
+    ///
+    /// # Errors
+    /// [`GoldenError`]: do not serve this bundle with this engine.
+    pub fn check_golden(&self, vectors: &GoldenVectors, tolerance: Tolerance) -> Result<(), GoldenError> {
+        golden::check(vectors, tolerance, |inputs| self.infer(inputs))
+    }
+
+    /// How long an inference of these vectors takes; half a second of looking at most.
+    pub fn time(&self, vectors: &GoldenVectors) -> Timing {
+        let requests: Vec<_> = vectors.vectors.iter().map(|vector| &vector.inputs).collect();
+        Timing::of(&requests, |inputs| {
+            // It has answered rightly before; only its time is wanted.
+            let _answer = self.infer((*inputs).clone());
+        })
+    }
+
+    /// The same, with what was measured before it was loaded.
+    pub fn with_measured(mut self, measured: Vec<Measured>) -> LoadedBundle {
+        self.measured = measured;
+        self
     }
 
     /// The engine that runs the models.
     pub fn engine(&self) -> EngineName {
-        self.serves
+        self.engine
     }
 
-    /// What each engine did with the golden vectors; empty before [`LoadedBundle::check_golden`].
+    /// What each engine that was tried has shown; empty if nobody has measured.
     pub fn measured(&self) -> &[Measured] {
         &self.measured
     }
@@ -248,6 +207,28 @@ impl LoadedBundle {
     pub fn metadata(&self) -> &ModelMetadata {
         &self.metadata
     }
+}
+
+/// The golden vectors of a bundle, if it has any.
+pub(crate) fn golden_vectors(
+    manifest: &Manifest,
+    read: &mut Read<'_>,
+) -> Result<Option<(GoldenVectors, Tolerance)>, LoadError> {
+    let Some(golden) = &manifest.golden else {
+        return Ok(None);
+    };
+    let name = &golden.resource;
+    let resource = manifest.resource(name);
+    let resource = resource.ok_or_else(|| LoadError::MissingResource(name.clone()))?;
+    let bytes = read(resource).map_err(|source| LoadError::Read {
+        name: name.clone(),
+        source,
+    })?;
+    let vectors = serde_json::from_slice(&bytes).map_err(|source| LoadError::GoldenVectors {
+        name: name.clone(),
+        source,
+    })?;
+    Ok(Some((vectors, golden.tolerance)))
 }
 
 fn check_version(compiled: &Resource) -> Result<(), LoadError> {

@@ -68,6 +68,9 @@ pub enum LoadError {
         /// The version here.
         expected: &'static str,
     },
+    /// ONNX Runtime's library cannot be used.
+    #[error("ONNX Runtime cannot be used: {0}")]
+    Engine(String),
     /// A resource cannot be read.
     #[error("cannot read resource `{name}`")]
     Read {
@@ -75,6 +78,14 @@ pub enum LoadError {
         name: ResourceName,
         /// Why.
         source: std::io::Error,
+    },
+    /// The golden vectors do not parse.
+    #[error("the golden vectors `{name}` are unreadable")]
+    GoldenVectors {
+        /// Their resource.
+        name: ResourceName,
+        /// Why.
+        source: serde_json::Error,
     },
     /// A model is refused.
     #[error("model of stage `{stage}` is refused")]
@@ -312,6 +323,24 @@ pub enum GoldenError {
         /// The element expected.
         expected: String,
     },
+}
+
+/// Why a bundle does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ProveError {
+    /// It does not load.
+    #[error("the bundle does not load")]
+    Load(#[from] LoadError),
+    /// It answers wrongly.
+    #[error("the bundle fails its golden vectors")]
+    Golden(#[from] GoldenError),
+}
+
+/// What a caught panic says.
+pub(crate) fn panic_words(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("without a word")
 }
 
 /// An error with everything that caused it, in one line.

@@ -11,6 +11,7 @@ mod compile;
 mod engine;
 mod error;
 mod golden;
+mod loader;
 mod model;
 mod operators;
 mod ops;
@@ -18,11 +19,14 @@ mod pipeline;
 mod rewrite;
 mod wasm;
 
-pub use bundle::LoadedBundle;
+pub use bundle::{LoadedBundle, Read};
 #[cfg(feature = "compile")]
 pub use compile::{CompileError, PLATFORMS, compile_component};
-pub use engine::choice::{EngineChoice, EngineName, Engines, Measured};
-pub use error::{GoldenError, InferError, LoadError, ModelError, StepError};
+pub use engine::choice::{Chosen, EngineChoice, EngineName, Engines, Measured, Refused, UnknownEngine, choose};
+pub use engine::figures::{Figures, Timing};
+pub use engine::onnxruntime::silence_onnxruntime;
+pub use error::{GoldenError, InferError, LoadError, ModelError, ProveError, StepError};
+pub use loader::{Loader, LoaderError, LoaderLimits, run_child};
 pub use model::{CheckedModel, check_model};
 pub use operators::UnknownOperator;
 pub use wasm::{Runtime, WASMTIME_VERSION, host_platform};

@@ -18,6 +18,7 @@ use crate::{
         Access,
         sim::{Left, SimFs},
     },
+    loading::Loading,
     record::{Keeper, Record},
     serving::Serving,
     update::{
@@ -82,6 +83,7 @@ impl Rig {
             trust,
             fetcher: self.plane.fetcher(),
             runtime: self.runtime.clone(),
+            loading: Loading::Here,
             serving: Arc::clone(&serving),
             progress: Arc::new(Progress::default()),
             resuming: false,

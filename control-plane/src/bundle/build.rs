@@ -6,7 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use skerry_inference::{CompileError, LoadedBundle, PLATFORMS, Runtime, WASMTIME_VERSION, compile_component};
+use skerry_inference::{
+    CompileError, LoadedBundle, PLATFORMS, ProveError, Runtime, WASMTIME_VERSION, compile_component,
+};
 use skerry_shared::{
     bundle::{
         Golden, GoldenVectors, Lineage, MANIFEST_NAME, Manifest, Pipeline, Resource, ResourceKind, Stage, StageKind,
@@ -161,7 +163,6 @@ pub fn build(spec: &Spec, options: &BuildOptions, folder: &Path) -> Result<Bundl
     }
     let mut golden = None;
     let (mut inputs, mut outputs) = (spec.inputs.clone(), spec.outputs.clone());
-    let mut vectors = None;
     if let Some((path, tolerance)) = &spec.golden {
         let content = read(path)?;
         let parsed = parse_golden(path, &content)?;
@@ -178,7 +179,6 @@ pub fn build(spec: &Spec, options: &BuildOptions, folder: &Path) -> Result<Bundl
             resource,
             tolerance: *tolerance,
         });
-        vectors = Some((parsed, *tolerance));
     }
     for path in &spec.documents {
         files.add(resource_name(path)?, ResourceKind::Document, read(path)?)?;
@@ -199,7 +199,7 @@ pub fn build(spec: &Spec, options: &BuildOptions, folder: &Path) -> Result<Bundl
         golden,
         lineage: options.lineage.clone(),
     };
-    check(&manifest, &files.content, options.self_check, vectors)?;
+    check(&manifest, &files.content, options.self_check)?;
 
     // The manifest first: a device reads it before it knows what else it needs.
     let manifest_name = MANIFEST_NAME.parse().expect("a valid resource name");
@@ -238,7 +238,6 @@ fn check(
     manifest: &Manifest,
     content: &BTreeMap<ResourceName, Vec<u8>>,
     self_check: SelfCheck,
-    vectors: Option<(GoldenVectors, skerry_shared::bundle::Tolerance)>,
 ) -> Result<(), BuildError> {
     let runtime = Runtime::new().map_err(BuildError::Load)?;
     let mut read = |resource: &Resource| -> std::io::Result<Vec<u8>> {
@@ -247,12 +246,14 @@ fn check(
             .cloned()
             .ok_or_else(|| std::io::ErrorKind::NotFound.into())
     };
-    let mut bundle = LoadedBundle::load(&runtime, manifest, &mut read).map_err(BuildError::Load)?;
-    match (vectors, self_check) {
-        (Some((vectors, tolerance)), SelfCheck::Enforce) => {
-            bundle.check_golden(&vectors, tolerance).map_err(BuildError::SelfCheck)
-        }
-        _ => Ok(()),
+    let loaded = match self_check {
+        SelfCheck::Enforce => LoadedBundle::load_best(&runtime, manifest, &mut read),
+        SelfCheck::Skip => LoadedBundle::load(&runtime, manifest, &mut read).map_err(ProveError::Load),
+    };
+    match loaded {
+        Ok(_) => Ok(()),
+        Err(ProveError::Load(error)) => Err(BuildError::Load(error)),
+        Err(ProveError::Golden(error)) => Err(BuildError::SelfCheck(error)),
     }
 }
 

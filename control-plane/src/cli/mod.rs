@@ -208,8 +208,9 @@ impl From<anyhow::Error> for Failure {
 
 type Done = Result<ExitCode, Failure>;
 
-/// Runs the command line to its exit code. `arguments` begins with the program's name.
+/// Runs the command line to its exit code. `arguments` begins with the program's name. It is all of `main`: nothing runs before.
 pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    skerry_inference::silence_onnxruntime();
     let Arguments { command, mut global } = Arguments::parse_from(arguments);
     if command.asks_the_control_plane() {
         match Trust::find(&global) {

@@ -1,40 +1,42 @@
 //! Which engine serves: every one that is present is loaded, proved and timed on the golden vectors; the fastest right one stays.
+//!
+//! What an attempt is, whoever asks says: in this process, or in one of its own (`loader`). Invariant: an engine whose attempt
+//! failed is never chosen, however fast.
 
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{Plan, onnxruntime::OnnxRuntime};
-
-/// Rounds over the golden vectors when time is taken; the shortest counts, since load of other programs only lengthens.
-const ROUNDS: usize = 5;
-/// The longest that an engine is timed. A slow model is timed once.
-const TIMING_MAX: Duration = Duration::from_millis(500);
+use super::{Plan, figures::Figures, onnxruntime::OnnxRuntime};
+use crate::LoadError;
 
 /// Which engines may serve.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum EngineChoice {
     /// The fastest that is right, of those that are present.
     #[default]
     Auto,
     /// tract alone.
     Tract,
-    /// ONNX Runtime if it is present, else tract.
+    /// ONNX Runtime if it is present and right, else tract.
     OnnxRuntime,
 }
 
-impl std::str::FromStr for EngineChoice {
-    type Err = String;
+/// A word that is no [`EngineChoice`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no engine: auto, tract or onnxruntime")]
+pub struct UnknownEngine(String);
 
-    fn from_str(word: &str) -> Result<EngineChoice, String> {
+impl std::str::FromStr for EngineChoice {
+    type Err = UnknownEngine;
+
+    fn from_str(word: &str) -> Result<EngineChoice, UnknownEngine> {
         match word {
             "auto" => Ok(EngineChoice::Auto),
             "tract" => Ok(EngineChoice::Tract),
             "onnxruntime" => Ok(EngineChoice::OnnxRuntime),
-            other => Err(format!("`{other}` is no engine: auto, tract or onnxruntime")),
+            other => Err(UnknownEngine(other.to_owned())),
         }
     }
 }
@@ -42,13 +44,14 @@ impl std::str::FromStr for EngineChoice {
 /// The engines of a process.
 #[derive(Clone, Default)]
 pub struct Engines {
-    onnxruntime: Option<OnnxRuntime>,
+    /// Where ONNX Runtime's library is.
+    onnxruntime: Option<PathBuf>,
     choice: EngineChoice,
 }
 
 impl Engines {
     /// Looks for the engines that `choice` allows: ONNX Runtime's library at `onnxruntime`, or where systems keep it. A library
-    /// that is absent, or that cannot be used, is no error.
+    /// that is absent is no error. It is opened when a model is loaded with it; one that cannot be opened serves no model.
     pub fn find(choice: EngineChoice, onnxruntime: Option<PathBuf>) -> Engines {
         let wanted = choice != EngineChoice::Tract;
         let onnxruntime = wanted.then(|| OnnxRuntime::find(onnxruntime.as_deref())).flatten();
@@ -56,23 +59,36 @@ impl Engines {
     }
 
     /// What may serve, in the order in which it is tried.
-    pub(crate) fn candidates(&self) -> Vec<Candidate> {
-        let tract = [Candidate::Tract(Plan::Optimised), Candidate::Tract(Plan::Plain)];
-        let second = self.onnxruntime.iter().cloned().map(Candidate::OnnxRuntime);
+    pub fn names(&self) -> Vec<EngineName> {
+        let tract = [EngineName::Tract, EngineName::TractPlain];
+        let second = self.onnxruntime.iter().map(|_| EngineName::OnnxRuntime);
         match self.choice {
             EngineChoice::OnnxRuntime => second.chain(tract).collect(),
             EngineChoice::Auto | EngineChoice::Tract => tract.into_iter().chain(second).collect(),
         }
     }
 
-    /// True when the first that is right serves, and no other is timed.
-    pub(crate) fn first_right_serves(&self) -> bool {
-        self.choice == EngineChoice::OnnxRuntime
+    /// The engine of this name, opened.
+    pub(crate) fn candidate(&self, name: EngineName) -> Result<Candidate, LoadError> {
+        match (name, &self.onnxruntime) {
+            (EngineName::Tract, _) => Ok(Candidate::Tract(Plan::Optimised)),
+            (EngineName::TractPlain, _) => Ok(Candidate::Tract(Plan::Plain)),
+            (EngineName::OnnxRuntime, None) => Err(LoadError::Engine("it is not on this machine".to_owned())),
+            (EngineName::OnnxRuntime, Some(path)) => {
+                let opened = OnnxRuntime::open(path).map_err(LoadError::Engine)?;
+                Ok(Candidate::OnnxRuntime(opened))
+            }
+        }
     }
 
     /// True when there is ONNX Runtime's library.
     pub fn has_onnxruntime(&self) -> bool {
         self.onnxruntime.is_some()
+    }
+
+    /// Where ONNX Runtime's library is.
+    pub fn onnxruntime(&self) -> Option<&Path> {
+        self.onnxruntime.as_deref()
     }
 }
 
@@ -83,18 +99,8 @@ pub(crate) enum Candidate {
     OnnxRuntime(OnnxRuntime),
 }
 
-impl Candidate {
-    pub(crate) fn name(&self) -> EngineName {
-        match self {
-            Candidate::Tract(Plan::Optimised) => EngineName::Tract,
-            Candidate::Tract(Plan::Plain) => EngineName::TractPlain,
-            Candidate::OnnxRuntime(_) => EngineName::OnnxRuntime,
-        }
-    }
-}
-
 /// An engine in reports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EngineName {
     /// tract with its optimiser.
@@ -102,6 +108,7 @@ pub enum EngineName {
     /// tract as the file says, where its optimiser makes wrong answers.
     TractPlain,
     /// ONNX Runtime.
+    #[serde(rename = "onnxruntime")]
     OnnxRuntime,
 }
 
@@ -115,63 +122,130 @@ impl std::fmt::Display for EngineName {
     }
 }
 
-/// What an engine did with the golden vectors of a bundle.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What an engine has shown with a bundle: its figures, or why it cannot serve it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measured {
     /// The engine; it ran all models of the bundle.
     pub engine: EngineName,
-    /// The time of one pass over all vectors, or why it cannot serve.
-    pub outcome: Result<Duration, String>,
+    /// What it showed.
+    pub outcome: Result<Figures, String>,
 }
 
-/// The shortest time of one pass.
-pub(crate) fn time(mut pass: impl FnMut()) -> Duration {
-    let began = Instant::now();
-    let mut shortest = Duration::MAX;
-    for _ in 0..ROUNDS {
-        let round = Instant::now();
-        pass();
-        shortest = shortest.min(round.elapsed());
-        if began.elapsed() > TIMING_MAX {
+/// What [`choose`] has chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chosen {
+    /// The engine that serves.
+    pub engine: EngineName,
+    /// Every attempt.
+    pub measured: Vec<Measured>,
+}
+
+/// No engine can serve.
+#[derive(Debug)]
+pub struct Refused<E> {
+    /// Why the engine that was tried first cannot.
+    pub error: E,
+    /// Every attempt.
+    pub measured: Vec<Measured>,
+}
+
+/// Tries the engines and takes the fastest of those that are right. tract's plain plan is tried only where its optimised one
+/// is not right, since it is never faster. Where `attempt` takes no times the first that is right serves.
+///
+/// # Errors
+/// [`Refused`] when every attempt fails.
+pub fn choose<E: std::error::Error>(
+    engines: &Engines,
+    mut attempt: impl FnMut(EngineName) -> Result<Figures, E>,
+) -> Result<Chosen, Refused<E>> {
+    let mut measured: Vec<Measured> = Vec::new();
+    let (mut first_error, mut fastest) = (None, None);
+    for engine in engines.names() {
+        let tract_is_right = measured
+            .iter()
+            .any(|one| one.engine == EngineName::Tract && one.outcome.is_ok());
+        if engine == EngineName::TractPlain && tract_is_right {
+            continue;
+        }
+        let outcome = match attempt(engine) {
+            Ok(figures) => {
+                tracing::info!(%engine, time_us = figures.timing.map(|timing| timing.fastest_us), "answers rightly");
+                Ok(figures)
+            }
+            Err(error) => {
+                let words = crate::error::chain(&error);
+                tracing::warn!(%engine, error = words, "cannot serve this bundle");
+                first_error.get_or_insert(error);
+                Err(words)
+            }
+        };
+        measured.push(Measured {
+            engine,
+            outcome: outcome.clone(),
+        });
+        let Ok(figures) = outcome else { continue };
+        if fastest.is_none_or(|(speed, _)| figures.speed() < speed) {
+            fastest = Some((figures.speed(), engine));
+        }
+        if figures.timing.is_none() || engines.choice == EngineChoice::OnnxRuntime {
             break;
         }
     }
-    shortest
-}
-
-/// Which of those measured serves: the fastest right one.
-pub(crate) fn fastest(measured: &[Measured]) -> Option<EngineName> {
-    let right = measured
-        .iter()
-        .filter_map(|one| one.outcome.as_ref().ok().map(|time| (time, one.engine)));
-    right.min_by_key(|(time, _)| **time).map(|(_, engine)| engine)
+    match (fastest, first_error) {
+        (Some((_, engine)), _) => Ok(Chosen { engine, measured }),
+        (None, Some(error)) => Err(Refused { error, measured }),
+        (None, None) => unreachable!("tract is always tried"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
+
+    use super::{super::figures::Timing, *};
+
+    #[derive(Debug, PartialEq, thiserror::Error)]
+    #[error("wrong")]
+    struct Wrong;
+
+    fn took(us: u64) -> Result<Figures, Wrong> {
+        Ok(Figures {
+            timing: Some(Timing {
+                fastest_us: us,
+                p50_us: us,
+                p95_us: us,
+            }),
+            ..Figures::loaded_in(Duration::ZERO)
+        })
+    }
+
+    /// Chooses among tract's two plans as if they were any two engines.
+    fn chosen(outcomes: [Result<Figures, Wrong>; 2]) -> (Result<EngineName, Wrong>, usize) {
+        let mut outcomes = outcomes.into_iter();
+        let chosen = choose(&Engines::default(), |_| outcomes.next().unwrap());
+        match chosen {
+            Ok(chosen) => (Ok(chosen.engine), chosen.measured.len()),
+            Err(refused) => (Err(refused.error), refused.measured.len()),
+        }
+    }
 
     #[test]
-    fn a_wrong_engine_is_never_taken_and_the_fastest_right_one_is() {
-        let of = |engine, outcome: Result<u64, &str>| Measured {
-            engine,
-            outcome: outcome.map(Duration::from_micros).map_err(str::to_owned),
-        };
-        let measured = [
-            of(EngineName::Tract, Err("wrong")),
-            of(EngineName::TractPlain, Ok(900)),
-            of(EngineName::OnnxRuntime, Ok(100)),
-        ];
-        assert_eq!(fastest(&measured), Some(EngineName::OnnxRuntime));
-        assert_eq!(fastest(&measured[..2]), Some(EngineName::TractPlain));
-        assert_eq!(fastest(&measured[..1]), None);
+    fn a_wrong_engine_is_never_taken() {
+        assert_eq!(chosen([Err(Wrong), took(900)]), (Ok(EngineName::TractPlain), 2));
+        assert_eq!(chosen([Err(Wrong), Err(Wrong)]), (Err(Wrong), 2));
+    }
+
+    #[test]
+    fn the_plain_plan_is_not_tried_where_the_optimised_one_is_right() {
+        assert_eq!(chosen([took(900), took(1)]), (Ok(EngineName::Tract), 1));
     }
 
     #[test]
     fn an_absent_library_is_no_error() {
         let engines = Engines::find(EngineChoice::Auto, Some(PathBuf::from("/nowhere/libonnxruntime.so")));
         assert!(!engines.has_onnxruntime());
-        let names: Vec<EngineName> = engines.candidates().iter().map(Candidate::name).collect();
-        assert_eq!(names, [EngineName::Tract, EngineName::TractPlain]);
+        assert_eq!(engines.names(), [EngineName::Tract, EngineName::TractPlain]);
     }
 }

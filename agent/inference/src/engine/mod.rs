@@ -1,7 +1,8 @@
 //! The engines that can run a model: a closed set, since which one serves is measured and never guessed.
 
 pub(crate) mod choice;
-mod onnxruntime;
+pub(crate) mod figures;
+pub(crate) mod onnxruntime;
 mod plans;
 mod shape_inputs;
 pub(crate) mod tract;

@@ -9,14 +9,16 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use half::f16;
 use ort::{
     environment::Environment,
+    logging::LogLevel,
     session::{Session, SessionInputValue, builder::GraphOptimizationLevel},
     value::{DynValue, Tensor as OrtTensor},
 };
 use skerry_shared::oip::{Datatype, Tensor};
 
-use crate::{ModelError, engine::Output, model::ModelSource};
+use crate::{ModelError, engine::Output, error::panic_words, model::ModelSource};
 
 /// Where distributions put the library, looked at when no path is configured.
 const SYSTEM_PATHS: &[&str] = &[
@@ -28,40 +30,64 @@ const SYSTEM_PATHS: &[&str] = &[
     "/usr/lib/arm-linux-gnueabihf/libonnxruntime.so",
 ];
 
-/// The opened library. One a process: a second path is ignored by the binding.
+/// The library of this process: it is opened once and stays, since ONNX Runtime has one environment a process.
+static OPENED: Mutex<Option<(PathBuf, OnnxRuntime)>> = Mutex::new(None);
+
+/// Builds of ONNX Runtime since 1.32 keep a device's id and a data base of events in the user's folder and send them to their
+/// makers, from the moment when the library is opened, unless this variable is set.
+pub(crate) const SILENCE: &str = "ORT_DISABLE_TELEMETRY";
+
+/// Keeps ONNX Runtime from reporting to its makers. To be called first in `main`: a library that would report is not opened.
+pub fn silence_onnxruntime() {
+    // SAFETY: changing the environment races with other threads that read it; `main` has started none yet.
+    #[allow(unsafe_code)]
+    unsafe {
+        std::env::set_var(SILENCE, "1");
+    }
+}
+
+/// The opened library.
 #[derive(Clone)]
 pub(crate) struct OnnxRuntime {
     environment: Environment,
 }
 
 impl OnnxRuntime {
-    /// Opens the library at `configured`, or one of the system's; `None` when there is none or it is too old, which is no error:
-    /// tract serves.
-    pub(crate) fn find(configured: Option<&Path>) -> Option<OnnxRuntime> {
-        let path = match configured {
-            Some(path) => path.to_owned(),
-            None => SYSTEM_PATHS.iter().map(PathBuf::from).find(|path| path.exists())?,
-        };
-        let open = || {
-            Ok::<_, String>(
-                ort::init_from(&path)
-                    .map_err(words)?
-                    .with_telemetry(false)
-                    .build()
-                    .map_err(words)?,
-            )
-        };
-        match catch_unwind(AssertUnwindSafe(open)) {
-            Ok(Ok(environment)) => Some(OnnxRuntime { environment }),
-            Ok(Err(error)) => {
-                tracing::warn!(%error, path = %path.display(), "ONNX Runtime cannot be used");
+    /// Where the library is: at `configured`, or where systems keep it. `None` when it is not there.
+    pub(crate) fn find(configured: Option<&Path>) -> Option<PathBuf> {
+        match configured {
+            Some(path) if path.exists() => Some(path.to_owned()),
+            Some(path) => {
+                tracing::warn!(path = %path.display(), "there is no ONNX Runtime at the configured path");
                 None
             }
-            Err(_) => {
-                tracing::warn!(path = %path.display(), "ONNX Runtime cannot be used: its library does not answer as it should");
-                None
-            }
+            None => SYSTEM_PATHS.iter().map(PathBuf::from).find(|path| path.exists()),
         }
+    }
+
+    /// Opens the library, which takes some megabytes of memory; only when it is wanted, therefore.
+    pub(crate) fn open(path: &Path) -> Result<OnnxRuntime, String> {
+        let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*opened {
+            Some((of, runtime)) if of == path => return Ok(runtime.clone()),
+            Some((of, _)) => return Err(format!("a process has one, and this one has {}", of.display())),
+            None => {}
+        }
+        if std::env::var_os(SILENCE).is_none() {
+            return Err(format!("{SILENCE} is not set: it would report to its makers"));
+        }
+        let open = || {
+            let builder = ort::init_from(path).map_err(words)?;
+            let environment = builder.with_telemetry(false).build().map_err(words)?;
+            // What it warns of, models of strangers choose; what fails is an error of the call.
+            environment.set_log_level(LogLevel::Fatal);
+            Ok(OnnxRuntime { environment })
+        };
+        // The binding panics over a library that is none of ONNX Runtime.
+        let runtime =
+            catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| Err("it is no such library".to_owned()))?;
+        *opened = Some((path.to_owned(), runtime.clone()));
+        Ok(runtime)
     }
 }
 
@@ -95,7 +121,10 @@ impl OnnxRuntimeModel {
                 outputs,
             }),
             Ok(Err(error)) => Err(ModelError::OnnxRuntime(error)),
-            Err(_) => Err(ModelError::OnnxRuntime("it panicked over this file".to_owned())),
+            Err(panic) => Err(ModelError::OnnxRuntime(format!(
+                "its binding panicked: {}",
+                panic_words(&*panic)
+            ))),
         }
     }
 
@@ -118,7 +147,7 @@ impl OnnxRuntimeModel {
         };
         match catch_unwind(AssertUnwindSafe(run)) {
             Ok(done) => done,
-            Err(_) => Err("ONNX Runtime's binding panicked".to_owned()),
+            Err(panic) => Err(format!("ONNX Runtime's binding panicked: {}", panic_words(&*panic))),
         }
     }
 }
@@ -139,9 +168,10 @@ macro_rules! by_number {
             Datatype::Int16 => $then!(i16),
             Datatype::Int32 => $then!(i32),
             Datatype::Int64 => $then!(i64),
+            Datatype::Fp16 => $then!(f16),
             Datatype::Fp32 => $then!(f32),
             Datatype::Fp64 => $then!(f64),
-            Datatype::Bool | Datatype::Fp16 | Datatype::Bytes => $otherwise,
+            Datatype::Bool | Datatype::Bytes => $otherwise,
         }
     };
 }
@@ -184,10 +214,12 @@ fn from_value(value: &DynValue, datatype: Datatype) -> Result<Output, String> {
     macro_rules! numbers {
         ($number:ty) => {{
             let (shape, values) = value.try_extract_tensor::<$number>().map_err(words)?;
-            (
-                sizes(shape),
-                values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-            )
+            let size = size_of::<$number>();
+            let mut data = vec![0; values.len() * size];
+            for (bytes, value) in data.chunks_exact_mut(size).zip(values) {
+                bytes.copy_from_slice(&value.to_le_bytes());
+            }
+            (sizes(shape), data)
         }};
     }
     let other = || -> Result<Output, String> {

@@ -22,6 +22,7 @@ use crate::{
         plans::{Key, Plans},
         shape_inputs,
     },
+    error::panic_words,
     model::ModelSource,
     operators, ops, rewrite,
 };
@@ -62,7 +63,7 @@ impl TractModel {
             Ok(loaded) => {
                 loaded.map_err(|error: tract_onnx::prelude::TractError| ModelError::Load(format!("{error:#}")))
             }
-            Err(_) => Err(ModelError::Load("it panicked over this file".to_owned())),
+            Err(panic) => Err(ModelError::Load(format!("it panicked: {}", panic_words(&*panic)))),
         }
     }
 
@@ -100,7 +101,7 @@ impl TractModel {
         match catch_unwind(AssertUnwindSafe(run)) {
             Ok(Ok(outputs)) => Ok(outputs),
             Ok(Err(error)) => Err(format!("{error:#}")),
-            Err(_) => Err("tract panicked".to_owned()),
+            Err(panic) => Err(format!("tract panicked: {}", panic_words(&*panic))),
         }
     }
 

@@ -103,7 +103,8 @@ impl Runtime {
         Ok(Runtime { engine, clock, engines })
     }
 
-    pub(crate) fn engines(&self) -> &Engines {
+    /// The engines that models may run on.
+    pub fn engines(&self) -> &Engines {
         &self.engines
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use skerry_inference::{LoadedBundle, Runtime};
 use skerry_shared::{
-    bundle::{GoldenVectors, Lineage, Manifest, Pipeline, Resource, ResourceKind, Stage, StageKind, Tolerance},
+    bundle::{Golden, GoldenVectors, Lineage, Manifest, Pipeline, Resource, ResourceKind, Stage, StageKind, Tolerance},
     digest::Digest,
     oip::TensorMetadata,
     schema::SchemaVersion,
@@ -38,8 +38,8 @@ pub fn names(prefix: &str) -> BTreeSet<String> {
 /// Loads a model alone and compares its answers; the bundle as it serves then.
 pub fn prove(runtime: &Runtime, folder: &Path, name: &str, tolerance: Tolerance) -> Result<LoadedBundle, String> {
     let onnx = fs::read(folder.join(format!("{name}.onnx"))).unwrap();
-    let vectors = fs::read(folder.join(format!("{name}.json"))).unwrap();
-    let vectors: GoldenVectors = serde_json::from_slice(&vectors).unwrap();
+    let golden = fs::read(folder.join(format!("{name}.json"))).unwrap();
+    let vectors: GoldenVectors = serde_json::from_slice(&golden).unwrap();
     let metadata = |tensors: &[skerry_shared::oip::Tensor]| -> Vec<TensorMetadata> {
         let any_shape = |tensor: &skerry_shared::oip::Tensor| {
             let mut metadata = tensor.metadata();
@@ -53,12 +53,20 @@ pub fn prove(runtime: &Runtime, folder: &Path, name: &str, tolerance: Tolerance)
         model: "case".parse().unwrap(),
         version: "1".parse().unwrap(),
         created_at_ms: 0,
-        resources: vec![Resource {
-            name: "model.onnx".parse().unwrap(),
-            digest: Digest::of(&onnx),
-            size_bytes: onnx.len() as u64,
-            kind: ResourceKind::OnnxModel,
-        }],
+        resources: vec![
+            Resource {
+                name: "model.onnx".parse().unwrap(),
+                digest: Digest::of(&onnx),
+                size_bytes: onnx.len() as u64,
+                kind: ResourceKind::OnnxModel,
+            },
+            Resource {
+                name: "golden.json".parse().unwrap(),
+                digest: Digest::of(&golden),
+                size_bytes: golden.len() as u64,
+                kind: ResourceKind::GoldenVectors,
+            },
+        ],
         pipeline: Pipeline {
             inputs: metadata(&vectors.vectors[0].inputs),
             outputs: metadata(&vectors.vectors[0].outputs),
@@ -71,7 +79,10 @@ pub fn prove(runtime: &Runtime, folder: &Path, name: &str, tolerance: Tolerance)
             }],
             edges: vec![],
         },
-        golden: None,
+        golden: Some(Golden {
+            resource: "golden.json".parse().unwrap(),
+            tolerance,
+        }),
         lineage: Lineage::default(),
     };
     let told = |error: &dyn std::error::Error| {
@@ -83,7 +94,9 @@ pub fn prove(runtime: &Runtime, folder: &Path, name: &str, tolerance: Tolerance)
         }
         told
     };
-    let mut bundle = LoadedBundle::load(runtime, &manifest, &mut |_| Ok(onnx.clone())).map_err(|error| told(&error))?;
-    let proved = bundle.check_golden(&vectors, tolerance);
-    proved.map(|()| bundle).map_err(|error| told(&error))
+    let mut read = |resource: &Resource| match resource.kind {
+        ResourceKind::OnnxModel => Ok(onnx.clone()),
+        _ => Ok(golden.clone()),
+    };
+    LoadedBundle::load_best(runtime, &manifest, &mut read).map_err(|error| told(&error))
 }
