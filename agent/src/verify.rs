@@ -18,7 +18,7 @@ use skerry_shared::{
     transfer::Object,
 };
 use skerry_tuf::{
-    Expiry, KeySet, Limits, Outcome, Role, StoredMetadata, TargetName, TrustedSet, UnixTime, VersionFloors,
+    Expiry, KeySet, Limits, Role, StoredMetadata, TargetName, TrustedSet, UnixTime, VersionFloors,
 };
 
 use crate::{
@@ -136,6 +136,23 @@ pub(crate) struct Trust {
     disk: Disk,
     folder: PathBuf,
     set: TrustedSet,
+    /// What lies on the disk, by role.
+    written: [Written; 4],
+}
+
+/// The roles in the order in which their files are written: what a new root made the set forget goes before it, so that
+/// after a power cut in between the old root is walked again.
+const WRITING_ORDER: [Role; 4] = [Role::Timestamp, Role::Snapshot, Role::Targets, Role::Root];
+
+/// What is known of a file on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Written {
+    /// It is not there.
+    Nothing,
+    /// It has this content, and a power cut changes nothing about that.
+    Content(Digest),
+    /// It could not be written or removed, or it is not believed.
+    Unknown,
 }
 
 impl Trust {
@@ -153,10 +170,21 @@ impl Trust {
         for dropped in &loaded.dropped {
             tracing::warn!(role = dropped.role.as_str(), error = %dropped.error, "stored metadata is not believed");
         }
+        let is_stored = |role| match role {
+            Role::Timestamp => stored.timestamp.is_some(),
+            Role::Snapshot => stored.snapshot.is_some(),
+            _ => stored.targets.is_some(),
+        };
+        let written = WRITING_ORDER.map(|role| match loaded.set.bytes(role) {
+            Some(bytes) => Written::Content(Digest::of(bytes)),
+            None if is_stored(role) => Written::Unknown,
+            None => Written::Nothing,
+        });
         Ok(Trust {
             disk: disk.clone(),
             folder,
             set: loaded.set,
+            written,
         })
     }
 
@@ -167,7 +195,8 @@ impl Trust {
 
     /// The keys that may sign a desired state.
     fn assigners(&self) -> Result<Signers, VerifyError> {
-        let keys = self.set.root().assignment_keys().ok_or(VerifyError::NoAssignmentKey)?;
+        let root = self.set.usable_root()?;
+        let keys = root.assignment_keys().ok_or(VerifyError::NoAssignmentKey)?;
         Ok(signers(&keys))
     }
 
@@ -193,12 +222,15 @@ impl Trust {
 
     /// True when the keys that signed an earlier intent could sign it today. If root has taken them away, whoever stole them
     /// may have signed the highest generation: then that intent holds nothing back (as §5.3.11 has it for metadata).
+    ///
+    /// Where there is no answer (the root is older than its floor, or names no key at all) it is yes: nobody can sign a newer
+    /// intent then either, and no would let an older one take its place as soon as somebody can.
     pub(crate) fn still_assigns(&self, signed_by: &[String]) -> bool {
         // Nobody knows who signed it: it holds.
         if signed_by.is_empty() {
             return true;
         }
-        self.assigners().is_ok_and(|signers| {
+        self.assigners().map_or(true, |signers| {
             let held = signers.keys.iter().filter(|key| signed_by.contains(&key_in_hex(key)));
             held.count() >= signers.threshold
         })
@@ -223,7 +255,7 @@ impl Trust {
 
     /// Checks a signed time for this device.
     pub(crate) fn time_answer(&self, bytes: &[u8], device: &DeviceId) -> Result<TimeAnswer, VerifyError> {
-        let keys = self.set.root().time_keys().ok_or(VerifyError::NoTimeKey)?;
+        let keys = self.set.usable_root()?.time_keys().ok_or(VerifyError::NoTimeKey)?;
         let payload = DsseEnvelope::from_json(bytes)?.verify(TIME_PAYLOAD_TYPE, &signers(&keys))?;
         let answer = TimeAnswer::from_json(&payload)?;
         if answer.device != *device {
@@ -240,6 +272,8 @@ impl Trust {
         floors_changed: impl Fn(VersionFloors) -> Result<(), DiskError> + Send,
     ) -> Result<(), VerifyError> {
         let expiry = Expiry::Enforce(unix_time(now_ms));
+        // What an earlier look took and could not write down: the set says that it has it, and nobody would write it again.
+        self.write(&floors_changed)?;
         // §5.3: the chain of roots, one by one.
         for _ in 0..self.set.limits().root_steps {
             let next = self.set.next_root_file();
@@ -247,25 +281,15 @@ impl Trust {
                 break;
             };
             self.set.update_root(&bytes)?;
-            floors_changed(self.set.floors())?;
-            // What the new root made the set forget goes first, the root last: after a power cut in between the old root
-            // is walked again.
-            for role in [Role::Timestamp, Role::Snapshot, Role::Targets] {
-                if self.set.bytes(role).is_none() {
-                    self.disk.remove(&self.folder.join(role.file_name()))?;
-                }
-            }
-            self.store(Role::Root)?;
+            self.write(&floors_changed)?;
         }
         // §5.4: the timestamp.
         let limit = self.set.limits().bytes_for(Role::Timestamp);
         let name = Role::Timestamp.file_name().to_owned();
         let bytes = fetcher.file(Object::Metadata(name.clone()), limit).await?;
         let bytes = bytes.ok_or(FetchError::NotFound(name))?;
-        if self.set.update_timestamp(&bytes, expiry)? == Outcome::Updated {
-            floors_changed(self.set.floors())?;
-            self.store(Role::Timestamp)?;
-        }
+        self.set.update_timestamp(&bytes, expiry)?;
+        self.write(&floors_changed)?;
         // §5.5 and §5.6: snapshot and targets, if the ones we have are not the listed ones.
         while let Some((role, wanted)) = self.wanted() {
             let bytes = fetcher
@@ -276,8 +300,7 @@ impl Trust {
                 Role::Snapshot => self.set.update_snapshot(&bytes, expiry)?,
                 _ => self.set.update_targets(&bytes, expiry)?,
             };
-            floors_changed(self.set.floors())?;
-            self.store(role)?;
+            self.write(&floors_changed)?;
         }
         self.set.fresh_targets(expiry)?;
         Ok(())
@@ -288,13 +311,25 @@ impl Trust {
         snapshot.or_else(|| self.set.wanted_targets().map(|wanted| (Role::Targets, wanted)))
     }
 
-    fn store(&self, role: Role) -> Result<(), DiskError> {
-        match self.set.bytes(role) {
-            Some(bytes) => self
-                .disk
-                .write(&self.folder.join(role.file_name()), bytes, Access::Everybody),
-            None => Ok(()),
+    /// Writes down what is trusted and not on the disk yet, the floors first. After an error the next call writes the rest.
+    fn write(&mut self, floors_changed: &impl Fn(VersionFloors) -> Result<(), DiskError>) -> Result<(), DiskError> {
+        floors_changed(self.set.floors())?;
+        for (role, written) in WRITING_ORDER.iter().zip(&mut self.written) {
+            let path = self.folder.join(role.file_name());
+            let bytes = self.set.bytes(*role);
+            let wanted = bytes.map_or(Written::Nothing, |bytes| Written::Content(Digest::of(bytes)));
+            if *written == wanted {
+                continue;
+            }
+            // Until it has succeeded nobody knows what is there.
+            *written = Written::Unknown;
+            match bytes {
+                Some(bytes) => self.disk.write(&path, bytes, Access::Everybody)?,
+                None => self.disk.remove(&path)?,
+            }
+            *written = wanted;
         }
+        Ok(())
     }
 
     /// Fetches the chunk index of an assigned bundle and checks it against its target (security order, steps 5 and 7).

@@ -3,13 +3,14 @@
 use skerry_tuf::VersionFloors;
 
 use super::{
-    device::{Device, Rig, enrolled, for_every_cut, state_dir},
+    device::{Device, NOW_MS, Rig, enrolled, for_every_cut, names, state_dir},
     plane::{Keys, Plane},
 };
 use crate::disk::{
     Access,
     sim::{Failure, Left, SimFs},
 };
+use crate::time_request::{Asking, TimeError};
 
 /// What a thief of the online key might sign: no honest version ever reaches it.
 const FAST_FORWARD: u64 = 1 << 40;
@@ -147,4 +148,67 @@ fn an_unreadable_record_is_an_error_and_not_an_empty_one() {
     }
     let refused = rig.boot(&fs).err().unwrap();
     assert!(format!("{refused:#}").contains("unreadable"), "{refused:#}");
+}
+
+#[test]
+fn what_could_not_be_written_is_written_by_the_next_look() {
+    let (_, before, releases) = rig();
+    let rotated = &releases[2];
+    let fresh = || before.state().after_cut(Left::Everything);
+    let rig = Rig::new();
+    let counted = fresh();
+    let mut device = rig.boot(&counted).unwrap();
+    counted.restart_history();
+    device.refresh(rotated).unwrap();
+    let calls = counted.calls().len();
+    for failure in [Failure::Full, Failure::Once] {
+        for call in 0..calls {
+            let what = format!("{failure:?} at call {call}");
+            let fs = fresh();
+            let mut device = rig.boot(&fs).unwrap();
+            fs.fail_at(call, failure);
+            let _ = device.refresh(rotated);
+            fs.mend();
+            device.refresh(rotated).unwrap_or_else(|error| panic!("{what}: {error:#}"));
+            drop(device);
+            // All of it is on the medium now: a start needs nobody to trust the newest release.
+            let after = fs.state().after_cut(Left::Nothing);
+            let device = rig.boot(&after).unwrap();
+            let floors = device.record().floors;
+            assert_eq!((floors.root, floors.targets), (2, 3), "{what}");
+            let trusted = names(&after, "trust");
+            assert_eq!(trusted.len(), 4, "{what}: {trusted:?}");
+            let signed = rotated.desired_by(Keys::Second, 1, 3, false);
+            device.desired(&signed).unwrap_or_else(|error| panic!("{what}: {error:#}"));
+        }
+    }
+    assert!(calls > 20, "{calls}");
+}
+
+#[test]
+fn a_root_that_is_older_than_its_floor_lends_its_keys_to_nobody() {
+    let (rig, fs, releases) = rig();
+    let path = state_dir().join("trust/root.json");
+    let old = fs.disk().read(&path).unwrap().unwrap();
+    let mut device = rig.boot(&fs).unwrap();
+    device.desired(&rig.plane.desired(5, 1)).unwrap();
+    device.refresh(&releases[2]).unwrap();
+    drop(device);
+    fs.disk().write(&path, &old, Access::Everybody).unwrap();
+    let mut device = rig.boot(&fs).unwrap();
+    let by_a_revoked_key = rig.plane.desired(6, 1);
+    let code = |refused: anyhow::Error| refused.downcast_ref::<crate::verify::VerifyError>().map(|e| e.code());
+    let refused = device.desired(&by_a_revoked_key).unwrap_err();
+    assert_eq!(code(refused), Some("root_below_floor"));
+    let mut asking = Asking::default();
+    let question = asking.ask([7; 16], 0);
+    let answer = Plane::time(&question, "dev-1", NOW_MS);
+    let refused = asking.answered(&answer, &super::plane::device(), &device.worker.trust, &device.clock);
+    assert!(matches!(refused, Err(TimeError::Refused(error)) if error.code() == "root_below_floor"));
+    // What is held back stays so until the chain has been walked again.
+    assert!(device.worker.trust.still_assigns(&device.record().desired_by));
+    device.refresh(&releases[2]).unwrap();
+    let refused = device.desired(&by_a_revoked_key).unwrap_err();
+    assert_eq!(code(refused), Some("sig_threshold"));
+    device.desired(&releases[2].desired_by(Keys::Second, 1, 3, false)).unwrap();
 }

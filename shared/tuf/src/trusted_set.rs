@@ -429,8 +429,13 @@ impl TrustedSet {
         Ok(segments.join("/"))
     }
 
-    /// The root, unless an older one took its place.
-    fn usable_root(&self) -> Result<&Root, Error> {
+    /// Returns the trusted root, unless it is older than one that was trusted before. Whoever takes keys from a root takes
+    /// them from here: those of an older root may be the ones that were taken away.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RootBelowFloor`]: the newer root was lost, and the chain has not been walked again yet.
+    pub fn usable_root(&self) -> Result<&Root, Error> {
         let root = self.root.metadata();
         if root.version < self.floors.root {
             return Err(Error::RootBelowFloor {
