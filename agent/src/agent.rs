@@ -12,7 +12,7 @@ use rumqttc::QoS;
 use skerry_inference::Runtime;
 use skerry_shared::{
     desired::ReportedError,
-    id::{BootId, ModelName},
+    id::BootId,
     schema::Envelope,
     time::NONCE_BYTES,
     topic::Channel,
@@ -28,7 +28,7 @@ use crate::{
     fetch::Fetcher,
     link::{self, FromBroker},
     loading::{Kept, Loading},
-    record::{Installed, Keeper},
+    record::Keeper,
     renew::Renewal,
     report::{self, Facts},
     serve,
@@ -39,7 +39,7 @@ use crate::{
     tls,
     update::{
         Effect, Event, Job, State,
-        decide::{self, Cost},
+        decide::{self, Cost, Left},
         effect_of,
     },
     verify::{Trust, VerifyError},
@@ -70,6 +70,8 @@ const REFRESH_EVERY: Duration = Duration::from_secs(3600);
 const REFRESH_RETRY: Duration = Duration::from_secs(60);
 /// Between looks that are caused by messages whose signers we do not know: anybody at the broker can send such.
 const REFRESH_PAUSE: Duration = Duration::from_secs(5);
+/// Between tries to write down on a full disk that a blocked bundle was left.
+const DISK_RETRY: Duration = Duration::from_secs(60);
 /// How long requests under way may take to end at shutdown; what they count is still collected.
 const API_DRAIN: Duration = Duration::from_secs(5);
 
@@ -181,13 +183,14 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
         looked_at: None,
         worker: Some(worker),
         running: None,
+        blocks_unwritten: None,
         pulse: Pulse::default(),
     };
     // Inference comes first, but not with what is known to be blocked.
     let left = agent.leave_blocked();
     agent.start_serving().await;
-    for (model, _) in left {
-        tracing::warn!(model.name = %model, "a blocked bundle was left");
+    for left in left {
+        tracing::warn!(model.name = %left.model, model.version = left.blocked.version.0, "a blocked bundle was left");
     }
     watchdog::ready();
     tokio::spawn(watchdog::run(agent.pulse.clone(), listens, shutdown.clone()));
@@ -247,6 +250,8 @@ struct Agent {
     /// With the effect that runs, or here.
     worker: Option<Worker>,
     running: Option<Running>,
+    /// While the record still names a blocked bundle, because the disk took nothing more: when to try again.
+    blocks_unwritten: Option<Instant>,
     /// Shows that the loop turns.
     pulse: Pulse,
 }
@@ -335,6 +340,10 @@ impl Agent {
                 _ = tick.tick() => {
                     self.pulse.beat();
                     self.show_connection();
+                    if self.blocks_unwritten.is_some_and(|at| at <= Instant::now()) {
+                        // Nothing of it serves any more: only the record is behind.
+                        self.leave_blocked();
+                    }
                     // A state that could not be written, on a full disk for example, is tried again.
                     if self.running.is_none() && self.keeper.get().update != State::Idle {
                         self.begin(effect_of(&self.keeper.get().update));
@@ -457,16 +466,16 @@ impl Agent {
         }
     }
 
-    /// Drops bundles that signed metadata blocks from the slots, and says what shall serve instead.
-    fn leave_blocked(&self) -> Vec<(ModelName, Option<Installed>)> {
+    /// Drops bundles that signed metadata blocks from the slots, and says what shall serve instead. What could not be
+    /// written is left all the same, and written later.
+    fn leave_blocked(&mut self) -> Vec<Left> {
         let Some(worker) = &self.worker else { return Vec::new() };
-        match decide::leave_blocked(&self.keeper, &worker.trust) {
-            Ok(left) => left,
-            Err(error) => {
-                log_disk(error);
-                Vec::new()
-            }
+        let (left, written) = decide::leave_blocked(&self.keeper, &worker.trust);
+        self.blocks_unwritten = written.is_err().then(|| Instant::now() + DISK_RETRY);
+        if let Err(error) = written {
+            log_disk(error);
         }
+        left
     }
 
     /// Lets nothing serve that the metadata has come to block.
@@ -477,9 +486,9 @@ impl Agent {
         }
         let Some(mut worker) = self.worker.take() else { return };
         let served = tokio::task::spawn_blocking(move || {
-            for (model, installed) in &left {
-                tracing::warn!(model.name = %model, "a blocked bundle is left");
-                worker.serve_instead(model, installed.as_ref());
+            for left in &left {
+                tracing::warn!(model.name = %left.model, model.version = left.blocked.version.0, "a blocked bundle is left");
+                worker.serve_instead(left);
             }
             worker
         });
@@ -574,6 +583,12 @@ impl Agent {
                 "the newest metadata that comes has expired: nothing is installed",
             ));
         }
+        if self.blocks_unwritten.is_some() {
+            alarms.push(alarm(
+                "disk",
+                "a blocked bundle was left, and the disk does not take it: its slot is still named",
+            ));
+        }
         if !self.clock.now().trusted {
             alarms.push(alarm(
                 "time_untrusted",
@@ -595,7 +610,7 @@ impl Agent {
             Err(error) => {
                 tracing::warn!(code = error.code(), "a desired state is refused");
                 // Its key may be newer than our root. Whoever sends rubbish can make us look once per pause.
-                if error.code() == "sig_threshold" && attempt == Attempt::First {
+                if matches!(error.code(), "sig_threshold" | "root_below_floor") && attempt == Attempt::First {
                     self.unverified = Some(bytes.to_vec());
                     let now = Instant::now();
                     let soon = self.looked_at.map_or(now, |at| now.max(at + REFRESH_PAUSE));

@@ -31,7 +31,7 @@ use crate::{
     record::{Installed, Keeper, Record, Slots},
     serving::Serving,
     store::{Sources, Store},
-    update::{Event, Job},
+    update::{Event, Job, decide::Left},
     verify::{self, Trust, VerifiedBundle, VerifyError},
 };
 
@@ -146,16 +146,18 @@ impl Worker {
         }
     }
 
-    /// Lets what is left of a model serve after a bundle was blocked.
-    pub(crate) fn serve_instead(&mut self, model: &ModelName, installed: Option<&Installed>) {
-        let served = installed.map(|installed| self.serve_installed(model, installed));
-        match served {
-            Some(Ok(())) => {}
-            None => self.serving.remove(model),
-            Some(Err(error)) => {
-                tracing::error!(model.name = %model, code = error.code, error = error.message, "cannot serve the previous bundle");
-                self.serving.remove(model);
-            }
+    /// Lets what is left of a model serve after a bundle was blocked. What else serves by now, a candidate for example, stays.
+    pub(crate) fn serve_instead(&mut self, left: &Left) {
+        let serves = self.serving.get(&left.model).map(|model| model.version);
+        if serves != Some(left.blocked.version) {
+            return;
+        }
+        // First: nothing else may keep it there.
+        self.serving.remove(&left.model);
+        if let Some(instead) = &left.instead
+            && let Err(error) = self.serve_installed(&left.model, instead)
+        {
+            tracing::error!(model.name = %left.model, code = error.code, error = error.message, "cannot serve the previous bundle");
         }
     }
 
@@ -296,45 +298,54 @@ impl Worker {
     /// case, even if nothing can take its place.
     fn roll_back(&mut self, job: &Job, record: &Record) -> Result<(), ReportedError> {
         let model = &job.assignment.model;
-        let slots = record.slots.get(model);
-        // Without a current slot the previous one has taken over since the start.
-        let installed = slots.and_then(|slots| slots.current.as_ref().or(slots.previous.as_ref()));
+        let slots = record.slots.get(model).cloned().unwrap_or_default();
         let serves = self.serving.get(model).map(|model| model.version);
-        let restored = match installed {
-            Some(installed) if serves == Some(installed.version) => return Ok(()),
-            Some(installed) => self.serve_installed(model, installed),
-            None => {
-                self.serving.remove(model);
-                return Ok(());
-            }
-        };
-        if restored.is_err() {
+        if serves.is_some() && serves == slots.current.as_ref().map(|current| current.version) {
+            return Ok(());
+        }
+        let (serves, error) = self.serve_slots_of(model, &slots);
+        if !serves {
             self.serving.remove(model);
         }
-        restored
+        error.map_or(Ok(()), Err)
     }
 
-    /// Lets what the slots say serve, and says which current bundles cannot. The previous one takes the place of such a one.
+    /// Lets what the slots say serve, and says which current bundles cannot.
     pub(crate) fn serve_slots(&mut self, slots: &BTreeMap<ModelName, Slots>) -> Vec<(ModelName, ReportedError)> {
         let mut unusable = Vec::new();
         for (model, slots) in slots {
-            let Some(current) = &slots.current else { continue };
-            let Err(error) = self.serve_installed(model, current) else {
-                continue;
-            };
-            tracing::error!(model.name = %model, code = error.code, error = error.message, "cannot serve an installed bundle");
-            if let Some(previous) = &slots.previous
-                && let Err(error) = self.serve_installed(model, previous)
-            {
-                tracing::error!(model.name = %model, code = error.code, error = error.message, "cannot serve the previous bundle");
-            }
-            unusable.push((model.clone(), error));
+            let (_, error) = self.serve_slots_of(model, slots);
+            unusable.extend(error.map(|error| (model.clone(), error)));
         }
         unusable
     }
 
-    /// Lets an installed bundle serve.
-    pub(crate) fn serve_installed(&mut self, model: &ModelName, installed: &Installed) -> Result<(), ReportedError> {
+    /// Lets the current bundle of a model serve, or the previous one if there is no other and the device may return to it.
+    /// Says whether one does, and why the first that was tried does not.
+    fn serve_slots_of(&mut self, model: &ModelName, slots: &Slots) -> (bool, Option<ReportedError>) {
+        let previous = slots.previous.as_ref();
+        let previous = previous.filter(|previous| self.trust.may_return_to(model, previous));
+        let mut first_error = None;
+        for installed in slots.current.as_ref().into_iter().chain(previous) {
+            match self.serve_installed(model, installed) {
+                Ok(()) => return (true, first_error),
+                Err(error) => {
+                    tracing::error!(
+                        model.name = %model, model.version = installed.version.0, code = error.code, error = error.message,
+                        "cannot serve an installed bundle"
+                    );
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        (false, first_error)
+    }
+
+    /// Lets an installed bundle serve. Not a blocked one: on a disk that takes nothing more the slots may still name it.
+    fn serve_installed(&mut self, model: &ModelName, installed: &Installed) -> Result<(), ReportedError> {
+        if let Some(error) = self.trust.blocked(installed) {
+            return Err(error);
+        }
         let assigned = (model, installed.version);
         let verified = verify::bundle(&self.store, installed.index, assigned, &host_platform());
         let bundle = self.load(&verified.map_err(|error| error.report())?, installed.index)?;

@@ -176,10 +176,11 @@ impl Device<'_> {
 
     /// Obeys what the metadata has come to block.
     pub(crate) fn leave_blocked(&mut self) -> anyhow::Result<()> {
-        for (model, installed) in decide::leave_blocked(&self.keeper, &self.worker.trust)? {
-            self.worker.serve_instead(&model, installed.as_ref());
+        let (left, written) = decide::leave_blocked(&self.keeper, &self.worker.trust);
+        for left in &left {
+            self.worker.serve_instead(left);
         }
-        Ok(())
+        Ok(written?)
     }
 
     fn work(&mut self, work: Work, job: &Job) -> Event {

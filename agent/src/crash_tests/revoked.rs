@@ -10,7 +10,7 @@ use super::{
     device::{Device, Rig, enrolled, for_every_cut},
     plane::{Keys, model},
 };
-use crate::disk::sim::SimFs;
+use crate::disk::sim::{Failure, SimFs};
 
 /// A device with v1 and then v2; v3 is published, too.
 fn rig() -> (Rig, SimFs) {
@@ -70,6 +70,54 @@ fn without_another_bundle_a_blocked_one_stops_serving() {
     device.leave_blocked().unwrap();
     assert_eq!((device.serves(), outcome(&device).as_str()), (None, "blocked"));
     drop(device);
+    assert_eq!(rig.boot(&fs).unwrap().serves(), None);
+}
+
+#[test]
+fn a_blocked_bundle_stops_serving_though_the_disk_takes_nothing_more() {
+    // The metadata is still written in one case, and not even that in the other.
+    for full_from in [Moment::AfterTheRefresh, Moment::BeforeTheRefresh] {
+        let (rig, fs) = rig();
+        let mut device = rig.boot(&fs).unwrap();
+        rig.plane.block(2);
+        rig.plane.sign(2, Keys::First);
+        if full_from == Moment::BeforeTheRefresh {
+            fs.fail_at(0, Failure::Full);
+            assert!(device.refresh(&rig.plane).is_err());
+        } else {
+            device.refresh(&rig.plane).unwrap();
+            fs.fail_at(0, Failure::Full);
+        }
+        assert!(device.leave_blocked().is_err(), "the disk is full");
+        let named = device.record().slots[&model()].current.clone().unwrap();
+        assert_eq!((device.serves(), named.version), (Some(ModelVersion(1)), ModelVersion(2)));
+        // With room again the record follows.
+        fs.mend();
+        device.refresh(&rig.plane).unwrap();
+        device.leave_blocked().unwrap();
+        assert_eq!((device.serves(), outcome(&device).as_str()), (Some(ModelVersion(1)), "blocked"));
+        drop(device);
+        assert_eq!(rig.boot(&fs).unwrap().serves(), Some(ModelVersion(1)));
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    BeforeTheRefresh,
+    AfterTheRefresh,
+}
+
+#[test]
+fn a_start_serves_no_blocked_bundle_though_the_slots_name_it() {
+    let (rig, fs) = rig();
+    rig.plane.block(2);
+    rig.plane.sign(2, Keys::First);
+    rig.boot(&fs).unwrap().refresh(&rig.plane).unwrap();
+    assert_eq!(rig.boot(&fs).unwrap().serves(), Some(ModelVersion(1)));
+    // Nor one that is too old to be returned to.
+    rig.plane.min_release(2);
+    rig.plane.sign(3, Keys::First);
+    rig.boot(&fs).unwrap().refresh(&rig.plane).unwrap();
     assert_eq!(rig.boot(&fs).unwrap().serves(), None);
 }
 

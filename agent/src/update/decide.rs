@@ -105,27 +105,48 @@ pub(crate) fn give_up_current(keeper: &Keeper, model: &ModelName, error: Reporte
     })
 }
 
-/// Leaves what signed metadata has come to block: the bundle before it takes its place, if the device may return to it. Says
-/// for each such model what shall serve now.
-pub(crate) fn leave_blocked(keeper: &Keeper, trust: &Trust) -> Result<Vec<(ModelName, Option<Installed>)>, DiskError> {
+/// A bundle that signed metadata has come to block.
+#[derive(Clone, Debug)]
+pub(crate) struct Left {
+    pub(crate) model: ModelName,
+    pub(crate) blocked: Installed,
+    /// What shall serve now: the bundle before it, if the device may return to it.
+    pub(crate) instead: Option<Installed>,
+}
+
+/// Leaves what signed metadata has come to block, in the record. What comes back is decided whether it could be written or
+/// not: a disk that takes nothing more must not let a blocked bundle serve on.
+pub(crate) fn leave_blocked(keeper: &Keeper, trust: &Trust) -> (Vec<Left>, Result<(), DiskError>) {
+    let left = take_blocked(&mut Record::clone(&keeper.get()), trust);
+    let written = keeper.change(|record| {
+        take_blocked(record, trust);
+    });
+    (left, written)
+}
+
+fn take_blocked(record: &mut Record, trust: &Trust) -> Vec<Left> {
     let mut left = Vec::new();
-    keeper.change(|record| {
-        let desired = record.desired.as_ref();
-        let generation = desired.map(|desired| desired.generation).unwrap_or_default();
-        for (model, slots) in &mut record.slots {
-            // What is blocked is nothing to return to, now or after a later failure.
-            slots.previous.take_if(|previous| trust.blocked(previous).is_some());
-            let Some(current) = &slots.current else { continue };
-            let Some(error) = trust.blocked(current) else { continue };
-            let outcome = gone(generation, model, current.version, error);
-            record.outcomes.insert(model.clone(), outcome);
-            record.failed.insert(model.clone(), (current.index, generation));
-            let previous = slots.previous.take();
-            slots.current = previous.filter(|previous| trust.may_return_to(model, previous));
-            left.push((model.clone(), slots.current.clone()));
+    let desired = record.desired.as_ref();
+    let generation = desired.map(|desired| desired.generation).unwrap_or_default();
+    for (model, slots) in &mut record.slots {
+        // What is blocked is nothing to return to, now or after a later failure.
+        slots.previous.take_if(|previous| trust.blocked(previous).is_some());
+        let Some(current) = &slots.current else { continue };
+        let Some(error) = trust.blocked(current) else { continue };
+        let outcome = gone(generation, model, current.version, error);
+        record.outcomes.insert(model.clone(), outcome);
+        record.failed.insert(model.clone(), (current.index, generation));
+        let previous = slots.previous.take();
+        let instead = previous.filter(|previous| trust.may_return_to(model, previous));
+        if let Some(blocked) = std::mem::replace(&mut slots.current, instead.clone()) {
+            left.push(Left {
+                model: model.clone(),
+                blocked,
+                instead,
+            });
         }
-    })?;
-    Ok(left)
+    }
+    left
 }
 
 /// Makes the candidate the current bundle. The update ends with the same write: a start in state Commit means that the slots
