@@ -630,8 +630,12 @@ impl Agent {
             return;
         }
         tracing::info!(generation = signed.desired.generation.0, "a new desired state");
+        let contradicts = decide::contradicts_the_time(&record, &self.clock, &signed.desired);
         if let Err(error) = decide::accept(&self.keeper, &self.clock, signed) {
             return log_disk(error);
+        }
+        if contradicts {
+            self.ask_for_the_time();
         }
         // It may have come because something is blocked now.
         self.refresh_at = Instant::now();

@@ -4,7 +4,7 @@
 //! counts only while it is not before the floor and not more than [`PLAUSIBLE_MS`] after it; otherwise the floor is the
 //! time, and the time is not trusted. What is expired at the floor is expired for certain, so metadata is always judged by
 //! [`Now::ms`]: a board without a battery neither takes what is long past nor refuses what it cannot know. One signed
-//! answer to a fresh question (`time_request`) is the time itself.
+//! answer to a fresh question (`time_request`) is the time itself, and alone may say that it is earlier than the floor.
 //!
 //! Signed times are: when the agent was built, when the newest intent was signed, and answers. TUF's timestamp has no such
 //! time, only an expiry, from which nothing follows. Invariant: the time is never before the build, and never below the
@@ -79,12 +79,10 @@ impl TrustedTime {
         self.learned_at = reading.monotonic_ms;
     }
 
-    /// A newer intent was signed at `signed_ms`, the one before at `before_ms`. It may have been on its way for long. If it is
-    /// newer and yet signed earlier, the control plane has corrected its clock: generations only grow, so nobody can bring
-    /// an old time back by that.
-    fn learn_intent(&mut self, signed_ms: u64, before_ms: u64, reading: Reading) {
-        let corrected = signed_ms < before_ms && !self.exact;
-        if corrected || signed_ms > self.floor_ms(reading) {
+    /// An intent was signed at `signed_ms`. It may have been on its way for long, so it only raises the floor. Whoever stole the
+    /// key that signs intents must not bring an old time back, and with it metadata that has expired.
+    fn learn_intent(&mut self, signed_ms: u64, reading: Reading) {
+        if signed_ms > self.floor_ms(reading) {
             self.set(signed_ms, reading);
         }
     }
@@ -168,9 +166,9 @@ impl Clock {
         (self.machine)().monotonic_ms
     }
 
-    pub(crate) fn learn_intent(&self, signed_ms: u64, before_ms: u64) {
+    pub(crate) fn learn_intent(&self, signed_ms: u64) {
         let reading = (self.machine)();
-        self.lock().learn_intent(signed_ms, before_ms, reading);
+        self.lock().learn_intent(signed_ms, reading);
     }
 
     pub(crate) fn learn_answer(&self, time_ms: u64) {

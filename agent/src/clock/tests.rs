@@ -94,15 +94,16 @@ fn an_answer_corrects_a_floor_that_was_driven_up() {
 #[test]
 fn an_intent_that_was_long_on_its_way_does_not_lower_the_floor() {
     let mut time = started(TODAY_MS);
-    time.learn_intent(TODAY_MS + 1000, TODAY_MS, at(0, DAY_MS));
+    time.learn_intent(TODAY_MS + 1000, at(0, DAY_MS));
     assert_eq!(time.now(at(0, DAY_MS)).ms, TODAY_MS + DAY_MS);
 }
 
 #[test]
-fn a_control_plane_that_corrects_its_clock_is_followed() {
+fn no_intent_lowers_the_floor() {
     let mut time = started(YEAR_2100_MS);
-    time.learn_intent(TODAY_MS, YEAR_2100_MS, at(0, 1));
-    assert_eq!(time.now(at(0, 1)).ms, TODAY_MS);
+    time.learn_intent(TODAY_MS, at(0, 1));
+    assert_eq!(time.now(at(0, 1)).ms, YEAR_2100_MS + 1);
+    assert_eq!(time.floor_to_persist(YEAR_2100_MS, at(0, 1)), None);
 }
 
 #[test]
@@ -134,15 +135,15 @@ proptest! {
         events in prop::collection::vec((any_heard(), any::<u64>(), 0..u64::from(u32::MAX)), 1..30),
     ) {
         let mut time = started(built_ms());
-        let (mut monotonic_ms, mut before) = (0, 0);
+        let mut monotonic_ms = 0;
         for (heard, system_ms, passed) in events {
             let earlier = time.floor_ms(at(0, monotonic_ms));
             monotonic_ms += passed;
             let reading = at(system_ms, monotonic_ms);
             match heard {
                 Heard::Intent(signed) => {
-                    time.learn_intent(signed, before, reading);
-                    before = signed;
+                    time.learn_intent(signed, reading);
+                    prop_assert!(time.floor_ms(reading) >= earlier);
                 }
                 Heard::Answer(ms) => time.learn_answer(ms, reading),
                 Heard::Nothing => prop_assert!(time.floor_ms(reading) >= earlier),

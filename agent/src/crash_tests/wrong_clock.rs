@@ -12,6 +12,7 @@ use super::{
 use crate::{
     clock::{Clock, Reading},
     time_request::{Asking, TimeError},
+    update::decide,
     verify::VerifyError,
 };
 
@@ -90,6 +91,22 @@ fn a_frozen_release_is_noticed_by_a_device_without_a_clock_once_it_knows_the_tim
     rig.plane.expire_at(SIGNED_MS + 9 * DAY_MS);
     rig.plane.sign(2, Keys::First);
     device.refresh(&rig.plane).unwrap();
+}
+
+#[test]
+fn an_intent_that_contradicts_the_time_makes_the_device_ask() {
+    let (rig, fs) = rig(SIGNED_MS);
+    let device = rig.boot(&fs).unwrap();
+    device.desired(&rig.plane.desired(5, 1)).unwrap();
+    let mut newer = device.record().desired.clone().unwrap();
+    let mut contradicts = |issued_at_ms| {
+        newer.issued_at_ms = issued_at_ms;
+        decide::contradicts_the_time(&device.record(), &device.clock, &newer)
+    };
+    let (before_ms, now_ms) = (SIGNED_MS + 5, device.clock.now().ms);
+    assert!(!contradicts(before_ms) && !contradicts(now_ms) && !contradicts(now_ms + 1000));
+    assert!(contradicts(before_ms - 1), "the control plane has set its clock back");
+    assert!(contradicts(YEAR_2100_MS), "one of the two is wrong");
 }
 
 #[test]

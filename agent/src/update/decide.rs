@@ -21,6 +21,9 @@ use crate::{
     verify::{SignedDesired, Trust, VerifyError},
 };
 
+/// By how much the clocks of device and control plane may differ without a question: no clock is exact.
+const SKEW_MS: u64 = 60_000;
+
 /// What an update has cost on the link.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cost {
@@ -42,15 +45,21 @@ pub(crate) fn is_news(record: &Record, trust: &Trust, signed: &SignedDesired) ->
     signed.desired.generation > known.generation || !trust.still_assigns(&record.desired_by)
 }
 
+/// True when a newer intent contradicts what is known of the time: it was signed later than now, or earlier than the one
+/// before it. It cannot say what time it is, but somebody must be asked: the control plane's clock may have been corrected.
+pub(crate) fn contradicts_the_time(record: &Record, clock: &Clock, desired: &Desired) -> bool {
+    let before = record.desired.as_ref();
+    let earlier = before.is_some_and(|before| desired.issued_at_ms < before.issued_at_ms);
+    earlier || desired.issued_at_ms > clock.now().ms.saturating_add(SKEW_MS)
+}
+
 /// Takes a newer intent, and the time when it was signed.
 pub(crate) fn accept(
     keeper: &Keeper,
     clock: &Clock,
     SignedDesired { desired, signed_by }: SignedDesired,
 ) -> Result<(), DiskError> {
-    let record = keeper.get();
-    let before_ms = record.desired.as_ref().map_or(0, |before| before.issued_at_ms);
-    clock.learn_intent(desired.issued_at_ms, before_ms);
+    clock.learn_intent(desired.issued_at_ms);
     let floor_ms = clock.floor_ms();
     keeper.change(|record| {
         record.desired_by = signed_by;
