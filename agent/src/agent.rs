@@ -10,13 +10,7 @@ use std::{
 use anyhow::Context;
 use rumqttc::QoS;
 use skerry_inference::Runtime;
-use skerry_shared::{
-    desired::ReportedError,
-    id::BootId,
-    schema::Envelope,
-    time::NONCE_BYTES,
-    topic::Channel,
-};
+use skerry_shared::{desired::ReportedError, id::BootId, schema::Envelope, time::NONCE_BYTES, topic::Channel};
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +20,7 @@ use crate::{
     disk::{self, Disk, DiskError},
     enroll::Identity,
     fetch::Fetcher,
+    jitter::jitter,
     link::{self, FromBroker},
     loading::{Kept, Loading},
     record::Keeper,
@@ -41,6 +36,7 @@ use crate::{
         Effect, Event, Job, State,
         decide::{self, Cost, Left},
         effect_of,
+        postponed::Postponed,
     },
     verify::{Trust, VerifyError},
     watchdog::{self, Pulse},
@@ -72,6 +68,8 @@ const REFRESH_RETRY: Duration = Duration::from_secs(60);
 const REFRESH_PAUSE: Duration = Duration::from_secs(5);
 /// Between tries to write down on a full disk that a blocked bundle was left.
 const DISK_RETRY: Duration = Duration::from_secs(60);
+/// Between looks that interrupt a download: when it goes on, the chunks that are there are read again.
+const DOWNLOAD_PAUSE: Duration = Duration::from_secs(300);
 /// How long requests under way may take to end at shutdown; what they count is still collected.
 const API_DRAIN: Duration = Duration::from_secs(5);
 
@@ -183,6 +181,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> anyhow
         looked_at: None,
         worker: Some(worker),
         running: None,
+        postponed: None,
         blocks_unwritten: None,
         pulse: Pulse::default(),
     };
@@ -250,6 +249,8 @@ struct Agent {
     /// With the effect that runs, or here.
     worker: Option<Worker>,
     running: Option<Running>,
+    /// While the update under way waits for something that may pass by itself.
+    postponed: Option<Postponed>,
     /// While the record still names a blocked bundle, because the disk took nothing more: when to try again.
     blocks_unwritten: Option<Instant>,
     /// Shows that the loop turns.
@@ -260,6 +261,16 @@ struct Agent {
 struct Running {
     task: JoinHandle<(Worker, Ended)>,
     cancel: CancellationToken,
+    kind: Kind,
+}
+
+/// What runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Effect,
+    /// An effect that was told to stop for a look at the metadata, and begins again after it.
+    Interrupted,
+    Look,
 }
 
 /// What a worker comes back with.
@@ -307,18 +318,14 @@ impl Agent {
             let running = self.running.as_mut().map(|running| &mut running.task);
             tokio::select! {
                 done = async { match running { Some(task) => task.await, None => std::future::pending().await } } => {
-                    self.running = None;
+                    let kind = self.running.take().map(|running| running.kind);
                     match done {
                         Ok((worker, ended)) => {
                             self.worker = Some(worker);
                             self.obey_blocks().await;
                             match ended {
-                                Ended::Effect(event) => {
-                                    if matches!((&self.keeper.get().update, &event), (State::Sync { .. }, Event::Done)) {
-                                        self.looked(REFRESH_EVERY);
-                                    }
-                                    self.turn(event);
-                                }
+                                Ended::Effect(Event::Superseded) if kind == Some(Kind::Interrupted) => self.look(),
+                                Ended::Effect(event) => self.effect_ended(event),
                                 Ended::Refresh(result) => self.refreshed(result),
                             }
                         }
@@ -331,6 +338,9 @@ impl Agent {
                         self.ask_for_the_time();
                         self.report();
                         self.refresh_at = Instant::now();
+                        if let Some(postponed) = &mut self.postponed {
+                            postponed.hasten(Instant::now());
+                        }
                         self.refresh_if_due();
                     }
                     Some(FromBroker::Time(bytes)) => self.on_time(&bytes),
@@ -344,9 +354,9 @@ impl Agent {
                         // Nothing of it serves any more: only the record is behind.
                         self.leave_blocked();
                     }
-                    // A state that could not be written, on a full disk for example, is tried again.
+                    // What could not be written, on a full disk for example, is tried again, and so is what was postponed.
                     if self.running.is_none() && self.keeper.get().update != State::Idle {
-                        self.begin(effect_of(&self.keeper.get().update));
+                        self.go_on();
                     }
                     self.keep_time();
                     self.refresh_if_due();
@@ -361,8 +371,46 @@ impl Agent {
         }
     }
 
+    /// An effect of the update machine has come to its end.
+    fn effect_ended(&mut self, event: Event) {
+        let synced = matches!(self.keeper.get().update, State::Sync { .. });
+        if synced && event == Event::Done {
+            self.looked(REFRESH_EVERY);
+        }
+        // It has walked the roots, if nothing else: an intent may be verified by now that was not.
+        let walked = synced && matches!(event, Event::Done | Event::Postponed(_));
+        self.turn(event);
+        if walked && let Some(bytes) = self.unverified.take() {
+            self.on_desired(&bytes, Attempt::Second);
+        }
+    }
+
+    /// Goes on with the update under way, unless it is not wanted any more.
+    fn go_on(&mut self) {
+        let update = self.keeper.get().update.clone();
+        if self.is_outdated(&update) {
+            self.turn(Event::Superseded);
+        } else {
+            self.begin(effect_of(&update));
+        }
+    }
+
     /// One turn of the machine: the next state is on disk before its effect starts.
     fn turn(&mut self, event: Event) {
+        match &event {
+            Event::Postponed(error) => {
+                let before = self.postponed.as_ref();
+                let postponed = Postponed::after(before, error.clone(), Instant::now(), jitter());
+                tracing::warn!(
+                    code = error.code,
+                    error = error.message,
+                    "the update waits and is tried again"
+                );
+                self.postponed = Some(postponed);
+            }
+            Event::Wanted(_) | Event::Superseded => self.postponed = None,
+            Event::Started | Event::Done | Event::Failed(_) => {}
+        }
         let effect = match decide::advance(&self.keeper, event) {
             Ok(effect) => effect,
             // The state stays: the same effect runs again at the next tick.
@@ -395,7 +443,12 @@ impl Agent {
                 let event = decide::write_failure(&self.keeper, &job, error, rolled_back, self.take_cost());
                 self.turn(event);
             }
-            Effect::Sync(job) => self.spawn(job, Work::Fetch(Fetch::Metadata)),
+            Effect::Sync(job) => {
+                let now = Instant::now();
+                if self.postponed.as_ref().is_none_or(|postponed| postponed.is_due(now)) {
+                    self.spawn(job, Work::Fetch(Fetch::Metadata));
+                }
+            }
             Effect::Download(job) => self.spawn(job, Work::Fetch(Fetch::Bundle)),
             Effect::Verify(job) => self.spawn(job, Work::Verify),
             Effect::Install(job) => self.spawn(job, Work::Install),
@@ -418,14 +471,42 @@ impl Agent {
             let event = worker.work(work, &job, &record, &token).await;
             (worker, Ended::Effect(event))
         });
-        self.running = Some(Running { task, cancel });
+        let kind = Kind::Effect;
+        self.running = Some(Running { task, cancel, kind });
     }
 
-    /// Looks at the metadata, if it is time and there is nothing else to do.
+    /// Looks at the metadata, if it is time. A download and a probation may take hours, in which what they bring here may be
+    /// blocked: they are interrupted. Every other state looks itself, or is soon over.
     fn refresh_if_due(&mut self) {
-        if self.running.is_some() || self.keeper.get().update != State::Idle || Instant::now() < self.refresh_at {
+        let pause = match &self.keeper.get().update {
+            State::Idle => Duration::ZERO,
+            State::Download { .. } => DOWNLOAD_PAUSE,
+            State::Probation { .. } => REFRESH_PAUSE,
+            State::Sync { .. }
+            | State::Verify { .. }
+            | State::Install { .. }
+            | State::Commit { .. }
+            | State::Rollback { .. }
+            | State::Failure { .. } => return,
+        };
+        let due = self
+            .looked_at
+            .map_or(self.refresh_at, |at| self.refresh_at.max(at + pause));
+        // Without a connection there is nothing to see: the next one begins with a look.
+        if Instant::now() < due || !self.sender.is_connected() {
             return;
         }
+        match &mut self.running {
+            None => self.look(),
+            Some(running) if running.kind == Kind::Effect => {
+                running.kind = Kind::Interrupted;
+                running.cancel.cancel();
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn look(&mut self) {
         let Some(mut worker) = self.worker.take() else { return };
         self.looked_at = Some(Instant::now());
         let cancel = CancellationToken::new();
@@ -434,7 +515,8 @@ impl Agent {
             let result = worker.look_again(&token).await;
             (worker, Ended::Refresh(result))
         });
-        self.running = Some(Running { task, cancel });
+        let kind = Kind::Look;
+        self.running = Some(Running { task, cancel, kind });
     }
 
     /// Puts the next look off, unless there was a reason for another one since this one began.
@@ -461,8 +543,9 @@ impl Agent {
                 self.looked(REFRESH_RETRY);
             }
         }
-        if self.running.is_none() && self.keeper.get().update == State::Idle {
-            self.look_for_work();
+        // If it was interrupted, the update goes on where it was.
+        if self.running.is_none() {
+            self.go_on();
         }
     }
 
@@ -637,19 +720,33 @@ impl Agent {
         if contradicts {
             self.ask_for_the_time();
         }
+        // Whoever asks anew has a reason.
+        self.postponed = None;
         // It may have come because something is blocked now.
         self.refresh_at = Instant::now();
-        let still_wanted = self.keeper.get().update.job().is_some_and(|job| self.wants(job));
-        match (&self.running, &self.keeper.get().update) {
-            (None, State::Idle) => self.look_for_work(),
+        let update = self.keeper.get().update.clone();
+        let outdated = self.is_outdated(&update);
+        match (&self.running, update) {
+            (None, _) => self.go_on(),
             // A look at the metadata: the work looks too.
             (Some(running), State::Idle) => running.cancel.cancel(),
             // The worker answers with `Superseded`.
             (
                 Some(running),
                 State::Sync { .. } | State::Download { .. } | State::Verify { .. } | State::Probation { .. },
-            ) if !still_wanted => running.cancel.cancel(),
+            ) if outdated => running.cancel.cancel(),
             _ => {}
+        }
+    }
+
+    /// True when the intent has changed since this update began. A Sync has brought nothing here yet, so that it begins again
+    /// for every new intent: what it ends with is said of the newest.
+    fn is_outdated(&self, update: &State) -> bool {
+        let desired = self.keeper.get().desired.as_ref().map(|desired| desired.generation);
+        match update {
+            State::Idle => false,
+            State::Sync { job } => desired != Some(job.generation),
+            update => update.job().is_some_and(|job| !self.wants(job)),
         }
     }
 
@@ -678,6 +775,12 @@ impl Agent {
         });
     }
 
+    /// Why the update waits. Once it goes on it does not: what it waited for has passed.
+    fn waits(&self) -> Option<ReportedError> {
+        let postponed = self.postponed.as_ref()?;
+        matches!(self.keeper.get().update, State::Sync { .. }).then(|| postponed.error.clone())
+    }
+
     fn report(&mut self) {
         self.seq += 1;
         self.reported_at = Instant::now();
@@ -693,6 +796,7 @@ impl Agent {
                 self.progress.total.load(Ordering::Relaxed),
             ),
             refused: self.refused.clone(),
+            waits: self.waits(),
         };
         let reported = report::reported(&self.keeper.get(), &facts);
         self.status

@@ -10,6 +10,7 @@ mod config;
 mod disk;
 mod enroll;
 mod fetch;
+mod jitter;
 mod link;
 mod loading;
 mod record;

@@ -19,7 +19,7 @@ use skerry_shared::{
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::enroll::Identity;
+use crate::{enroll::Identity, jitter::jitter};
 
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// rumqttc notices a dead peer after two keep-alives at the latest; a poll that takes longer hangs.
@@ -241,10 +241,7 @@ impl Poller {
 
 /// Between half and all of it, so that a fleet does not come back at once.
 fn jittered(backoff: Duration) -> Duration {
-    let mut byte = [128];
-    // Without randomness there is no jitter, which harms nobody.
-    let _ = getrandom::fill(&mut byte);
-    backoff.mul_f64(0.5 + f64::from(byte[0]) / 512.0)
+    backoff.mul_f64(0.5 + jitter() / 2.0)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::{
     clock::Clock,
     disk::Disk,
     enroll::{self, Broker, Certificate, Identity, Life, MqttAccess},
+    jitter::jitter,
     tls::{self, DeviceCertificate, DeviceKey},
 };
 
@@ -141,14 +142,6 @@ impl Renewal {
         self.identity = identity;
         Ok(())
     }
-}
-
-/// 0 to 1.
-fn jitter() -> f64 {
-    let mut byte = [128];
-    // Without randomness there is no jitter, which harms nobody.
-    let _ = getrandom::fill(&mut byte);
-    f64::from(byte[0]) / 255.0
 }
 
 #[cfg(test)]

@@ -21,6 +21,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) progress: (u64, u64),
     pub(crate) refused: Option<ReportedError>,
     pub(crate) alarms: Vec<ReportedError>,
+    /// Why the update under way waits.
+    pub(crate) waits: Option<ReportedError>,
 }
 
 /// Makes the report.
@@ -68,6 +70,7 @@ pub(crate) fn reported(record: &Record, facts: &Facts<'_>) -> Reported {
             rollout: assignment.and_then(|a| a.rollout),
             have_bytes,
             total_bytes,
+            waits: facts.waits.clone(),
         },
         bundles: bundles.collect(),
         outcomes: record.outcomes.values().cloned().collect(),

@@ -18,7 +18,7 @@ use skerry_shared::{
     transfer::Object,
 };
 use skerry_tuf::{
-    Expiry, KeySet, Limits, Role, StoredMetadata, TargetName, TrustedSet, UnixTime, VersionFloors,
+    Expiry, KeySet, Limits, Outcome, Role, StoredMetadata, TargetFile, TargetName, TrustedSet, UnixTime, VersionFloors,
 };
 
 use crate::{
@@ -73,6 +73,19 @@ impl VerifyError {
     /// True when the network said nothing for too long: nothing is wrong with what was asked for.
     pub(crate) fn is_stalled(&self) -> bool {
         matches!(self, VerifyError::Fetch(FetchError::Stalled(_)))
+    }
+
+    /// True when the same bundle may be installed later without anybody asking for it again: metadata is late, or whoever
+    /// answers lags behind. What fresh and valid metadata says is final for this intent: a target that it does not list was
+    /// taken back, and the next intent asks anew. So is a root under the name of a later one: whoever lags has none there.
+    pub(crate) fn may_pass(&self) -> bool {
+        use skerry_tuf::Error::{Expired, Rollback};
+        match self {
+            VerifyError::Metadata(Rollback { role, .. }) => *role != Role::Root,
+            VerifyError::Metadata(Expired { .. })
+            | VerifyError::Fetch(FetchError::NotFound(_) | FetchError::Closed) => true,
+            _ => false,
+        }
     }
 
     /// True when metadata that is too old comes: nobody signs any more, or somebody replays what was signed before.
@@ -265,6 +278,9 @@ impl Trust {
     }
 
     /// Brings the metadata up to date (TUF §5.3–5.6). `floors_changed` is told before a file that raised them is written.
+    ///
+    /// # Errors
+    /// [`VerifyError`]. A disk that takes nothing more is the last one to be told: what was blocked is learned all the same.
     pub(crate) async fn refresh(
         &mut self,
         fetcher: &mut Fetcher,
@@ -273,7 +289,8 @@ impl Trust {
     ) -> Result<(), VerifyError> {
         let expiry = Expiry::Enforce(unix_time(now_ms));
         // What an earlier look took and could not write down: the set says that it has it, and nobody would write it again.
-        self.write(&floors_changed)?;
+        // Each call writes all that is left, so the newest result is the one that counts.
+        let mut written = self.write(&floors_changed);
         // §5.3: the chain of roots, one by one.
         for _ in 0..self.set.limits().root_steps {
             let next = self.set.next_root_file();
@@ -281,15 +298,16 @@ impl Trust {
                 break;
             };
             self.set.update_root(&bytes)?;
-            self.write(&floors_changed)?;
+            written = self.write(&floors_changed);
         }
         // §5.4: the timestamp.
         let limit = self.set.limits().bytes_for(Role::Timestamp);
         let name = Role::Timestamp.file_name().to_owned();
         let bytes = fetcher.file(Object::Metadata(name.clone()), limit).await?;
         let bytes = bytes.ok_or(FetchError::NotFound(name))?;
-        self.set.update_timestamp(&bytes, expiry)?;
-        self.write(&floors_changed)?;
+        if self.set.update_timestamp(&bytes, expiry)? == Outcome::Updated {
+            written = self.write(&floors_changed);
+        }
         // §5.5 and §5.6: snapshot and targets, if the ones we have are not the listed ones.
         while let Some((role, wanted)) = self.wanted() {
             let bytes = fetcher
@@ -300,10 +318,10 @@ impl Trust {
                 Role::Snapshot => self.set.update_snapshot(&bytes, expiry)?,
                 _ => self.set.update_targets(&bytes, expiry)?,
             };
-            self.write(&floors_changed)?;
+            written = self.write(&floors_changed);
         }
         self.set.fresh_targets(expiry)?;
-        Ok(())
+        Ok(written?)
     }
 
     fn wanted(&self) -> Option<(Role, skerry_tuf::Wanted)> {
@@ -332,20 +350,12 @@ impl Trust {
         Ok(())
     }
 
-    /// Fetches the chunk index of an assigned bundle and checks it against its target (security order, steps 5 and 7).
-    pub(crate) async fn fetch_index(
-        &self,
-        fetcher: &mut Fetcher,
-        assignment: &BundleAssignment,
-        now_ms: u64,
-    ) -> Result<Vec<u8>, VerifyError> {
-        let targets = self.set.fresh_targets(Expiry::Enforce(unix_time(now_ms)))?;
-        let not_a_target = || VerifyError::NotATarget(assignment.target.clone());
-        let name = TargetName::new(assignment.target.clone()).map_err(|_| not_a_target())?;
-        let file = targets.find(&name).ok_or_else(not_a_target)?;
-        if file.sha256() != Some(*assignment.index.as_bytes()) {
-            return Err(VerifyError::OtherDigest(assignment.target.clone()));
-        }
+    /// Refuses a bundle that the newest accepted targets metadata forbids. That it may have expired does not matter: nobody can
+    /// take a word back by keeping the next one from us.
+    pub(crate) fn not_forbidden(&self, assignment: &BundleAssignment) -> Result<(), VerifyError> {
+        let Some(targets) = self.set.targets() else {
+            return Ok(());
+        };
         if let Some(blocked) = targets.blocked(&assignment.target, assignment.index.as_bytes()) {
             return Err(VerifyError::Blocked {
                 target: assignment.target.clone(),
@@ -359,15 +369,42 @@ impl Trust {
                 lowest,
             });
         }
+        Ok(())
+    }
+
+    /// The target of an assigned bundle, if all metadata down to it is fresh, lists it, and does not forbid it.
+    pub(crate) fn permits(&self, assignment: &BundleAssignment, now_ms: u64) -> Result<&TargetFile, VerifyError> {
+        let targets = self.set.fresh_targets(Expiry::Enforce(unix_time(now_ms)))?;
+        let file = targets.find(&target_name(assignment)?);
+        let file = file.ok_or_else(|| VerifyError::NotATarget(assignment.target.clone()))?;
+        if file.sha256() != Some(*assignment.index.as_bytes()) {
+            return Err(VerifyError::OtherDigest(assignment.target.clone()));
+        }
+        self.not_forbidden(assignment)?;
+        Ok(file)
+    }
+
+    /// Fetches the chunk index of an assigned bundle and checks it against its target (security order, steps 5 and 7).
+    pub(crate) async fn fetch_index(
+        &self,
+        fetcher: &mut Fetcher,
+        assignment: &BundleAssignment,
+        now_ms: u64,
+    ) -> Result<Vec<u8>, VerifyError> {
+        let file = self.permits(assignment, now_ms)?;
         let limit = usize::try_from(file.length)
             .unwrap_or(usize::MAX)
             .min(skerry_shared::chunk::LIMITS.index_bytes);
         let bytes = fetcher.file(Object::Blob(assignment.index), limit).await?;
         let bytes = bytes.ok_or_else(|| FetchError::NotFound(assignment.target.clone()))?;
-        file.check(&name, &bytes)?;
+        file.check(&target_name(assignment)?, &bytes)?;
         ChunkIndex::from_bytes(&bytes)?;
         Ok(bytes)
     }
+}
+
+fn target_name(assignment: &BundleAssignment) -> Result<TargetName, VerifyError> {
+    TargetName::new(assignment.target.clone()).map_err(|_| VerifyError::NotATarget(assignment.target.clone()))
 }
 
 fn signers(keys: &KeySet) -> Signers {

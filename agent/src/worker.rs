@@ -17,7 +17,7 @@ use skerry_inference::{LoadedBundle, Runtime, host_platform};
 use skerry_shared::{
     bundle::{MANIFEST_NAME, Resource},
     chunk::{ChunkIndex, FileEntry},
-    desired::ReportedError,
+    desired::{BundleAssignment, ReportedError},
     digest::Digest,
     id::ModelName,
 };
@@ -72,6 +72,34 @@ pub(crate) enum Work {
     RollBack,
 }
 
+/// The longest probation, whatever the control plane says: a candidate that proves itself for a day is proved, and until it
+/// is committed every new start of the device counts against it.
+const PROBATION_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// How work ended badly.
+#[derive(Debug)]
+enum Trouble {
+    /// It may pass by itself.
+    Passing(ReportedError),
+    /// The same bundle is not tried again under this generation.
+    Final(ReportedError),
+}
+
+impl From<VerifyError> for Trouble {
+    fn from(error: VerifyError) -> Trouble {
+        match error.may_pass() {
+            true => Trouble::Passing(error.report()),
+            false => Trouble::Final(error.report()),
+        }
+    }
+}
+
+impl From<ReportedError> for Trouble {
+    fn from(error: ReportedError) -> Trouble {
+        Trouble::Final(error)
+    }
+}
+
 /// Does the effects that take time. It owns the disk store, the trusted metadata and the fetching side of the link.
 pub(crate) struct Worker {
     pub(crate) store: Store,
@@ -91,37 +119,45 @@ pub(crate) struct Worker {
 impl Worker {
     /// Does one thing to its end, or until it is not wanted any more.
     pub(crate) async fn work(&mut self, work: Work, job: &Job, record: &Record, cancel: &CancellationToken) -> Event {
+        let before = self.fetcher.wire_bytes;
         let done = async {
             match work {
-                Work::Fetch(fetch) => self.fetch_patiently(fetch, job, record).await,
-                Work::Verify => block_in_place(|| self.verified(job).map(|_| ()).map_err(|error| error.report())),
-                Work::Install => block_in_place(|| self.install(job)),
-                Work::Watch => self.watch(job).await,
-                Work::RollBack => block_in_place(|| self.roll_back(job, record)),
+                Work::Fetch(fetch) => Ok(self.fetch_patiently(fetch, job, record).await?),
+                Work::Verify => block_in_place(|| {
+                    self.still_permitted(job)?;
+                    Ok(self.verified(job).map(|_| ())?)
+                }),
+                Work::Install => block_in_place(|| {
+                    self.still_permitted(job)?;
+                    Ok(self.install(job)?)
+                }),
+                Work::Watch => Ok(self.watch(job).await?),
+                Work::RollBack => block_in_place(|| Ok(self.roll_back(job, record)?)),
             }
         };
-        tokio::select! {
+        let event = tokio::select! {
             result = done => match result {
                 Ok(()) => Event::Done,
-                Err(error) => Event::Failed(error),
+                Err(Trouble::Passing(error)) => Event::Postponed(error),
+                Err(Trouble::Final(error)) => Event::Failed(error),
             },
             () = cancel.cancelled() => Event::Superseded,
-        }
+        };
+        let received = self.fetcher.wire_bytes - before;
+        self.progress.wire.fetch_add(received, Ordering::Relaxed);
+        event
     }
 
     /// Repeats what stalled: a device that is cut off for days goes on where it was.
-    async fn fetch_patiently(&mut self, fetch: Fetch, job: &Job, record: &Record) -> Result<(), ReportedError> {
+    async fn fetch_patiently(&mut self, fetch: Fetch, job: &Job, record: &Record) -> Result<(), VerifyError> {
         loop {
-            let before = self.fetcher.wire_bytes;
             let result = match fetch {
                 Fetch::Metadata => self.sync(job).await,
                 Fetch::Bundle => self.download(job, record).await,
             };
-            let received = self.fetcher.wire_bytes - before;
-            self.progress.wire.fetch_add(received, Ordering::Relaxed);
             match result {
                 Err(error) if error.is_stalled() => tracing::warn!(%error, "nothing comes from the control plane"),
-                result => return result.map_err(|error| error.report()),
+                result => return result,
             }
         }
     }
@@ -174,7 +210,19 @@ impl Worker {
         refreshed
     }
 
+    /// Asks the newest metadata on this device whether the bundle may be installed: since it was fetched, it may have been
+    /// blocked, and the metadata that listed it may have expired.
+    fn still_permitted(&self, job: &Job) -> Result<(), Trouble> {
+        let permitted = self.trust.permits(&job.assignment, self.clock.now().ms);
+        permitted.map(|_| ()).map_err(|error| match error {
+            // Expired, or a look at the metadata broke off half-way: a Sync finds out what is wrong with it, if anything is.
+            VerifyError::Metadata(_) => Trouble::Passing(error.report()),
+            error => error.into(),
+        })
+    }
+
     async fn download(&mut self, job: &Job, record: &Record) -> Result<(), VerifyError> {
+        self.trust.not_forbidden(&job.assignment)?;
         let digest = job.assignment.index;
         let index = self
             .store
@@ -264,6 +312,9 @@ impl Worker {
 
     /// Lets the candidate serve for its probation; its own failures end it at once.
     async fn watch(&mut self, job: &Job) -> Result<(), ReportedError> {
+        // A look at the metadata may have come in between.
+        let allowed = self.trust.not_forbidden(&job.assignment);
+        allowed.map_err(|error| error.report())?;
         let candidate = match self.serving.get(&job.assignment.model) {
             Some(model) if model.version == job.assignment.version => model,
             // The agent started anew while it was on probation.
@@ -275,7 +326,7 @@ impl Worker {
                 })?
             }
         };
-        let probation = Duration::from_millis(u64::from(job.assignment.probation_ms));
+        let probation = probation(&job.assignment);
         tokio::select! {
             // A failure that was before this is remembered by the notification.
             () = candidate.failed.notified() => {
@@ -290,7 +341,7 @@ impl Worker {
                     message,
                 })
             }
-            () = tokio::time::sleep(probation) => Ok(()),
+            () = tokio::time::sleep_until(candidate.since + probation) => Ok(()),
         }
     }
 
@@ -351,5 +402,32 @@ impl Worker {
         let bundle = self.load(&verified.map_err(|error| error.report())?, installed.index)?;
         self.serving.replace(model.clone(), installed.version, bundle);
         Ok(())
+    }
+}
+
+/// How long a candidate serves before it is committed.
+fn probation(assignment: &BundleAssignment) -> Duration {
+    Duration::from_millis(u64::from(assignment.probation_ms)).min(PROBATION_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use skerry_shared::id::ModelVersion;
+
+    use super::*;
+
+    #[test]
+    fn a_probation_ends_after_a_day_whatever_the_control_plane_says() {
+        let asked = |probation_ms| BundleAssignment {
+            model: "m".parse().expect("a model's name"),
+            version: ModelVersion(1),
+            target: String::new(),
+            index: Digest::of(b""),
+            rollout: None,
+            probation_ms,
+            allow_downgrade: false,
+        };
+        assert_eq!(probation(&asked(10_000)), Duration::from_secs(10));
+        assert_eq!(probation(&asked(u32::MAX)), Duration::from_secs(24 * 3600));
     }
 }

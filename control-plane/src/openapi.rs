@@ -36,6 +36,9 @@ pub(crate) struct UpdateStatus {
     have_bytes: u64,
     /// Bytes of the bundle in all, as far as this device needs it.
     total_bytes: u64,
+    /// Why it waits before it tries again: something that may pass by itself.
+    #[schema(nullable = false)]
+    waits: Option<ReportedError>,
 }
 
 /// A state of a device's update machine.

@@ -174,6 +174,9 @@ pub struct UpdateStatus {
     /// Bytes of the bundle in all, as far as this device needs it.
     #[serde(default)]
     pub total_bytes: u64,
+    /// Why it waits before it tries again: something that may pass by itself, for example `expired`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<ReportedError>,
 }
 
 /// A slot that holds an installed bundle.

@@ -139,14 +139,16 @@ fn update() -> impl Strategy<Value = UpdateStatus> {
         option::of(any::<u64>()),
         any::<u64>(),
         any::<u64>(),
+        option::of(error()),
     )
-        .prop_map(|(state, model, number, have_bytes, total_bytes)| UpdateStatus {
+        .prop_map(|(state, model, number, have_bytes, total_bytes, waits)| UpdateStatus {
             state,
             model,
             version: number.map(ModelVersion),
             rollout: number.map(RolloutId),
             have_bytes,
             total_bytes,
+            waits,
         })
 }
 

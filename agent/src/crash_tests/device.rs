@@ -132,7 +132,8 @@ impl Device<'_> {
         Ok(())
     }
 
-    /// Runs the update machine from where it is until there is nothing to do.
+    /// Runs the update machine from where it is until there is nothing to do. It is an error, by its code, if the update waits
+    /// for something that may pass.
     pub(crate) fn run(&mut self) -> anyhow::Result<()> {
         let mut event = Event::Started;
         loop {
@@ -164,6 +165,11 @@ impl Device<'_> {
                 Effect::Watch(job) => self.work(Work::Watch, &job),
                 Effect::RollBack(job) => self.work(Work::RollBack, &job),
             };
+            if let Event::Postponed(error) = &event {
+                let code = error.code.clone();
+                decide::advance(&self.keeper, event)?;
+                anyhow::bail!(code);
+            }
         }
     }
 
@@ -181,6 +187,13 @@ impl Device<'_> {
             self.worker.serve_instead(left);
         }
         Ok(written?)
+    }
+
+    /// Fetches all of what a job needs, and nothing more.
+    pub(crate) fn fetch(&mut self, job: &Job) {
+        for fetch in [Fetch::Metadata, Fetch::Bundle] {
+            assert_eq!(self.work(Work::Fetch(fetch), job), Event::Done);
+        }
     }
 
     fn work(&mut self, work: Work, job: &Job) -> Event {

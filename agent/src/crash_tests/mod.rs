@@ -8,6 +8,7 @@
 pub(crate) mod device;
 mod enrolment;
 mod install;
+mod late;
 mod plane;
 mod refresh;
 mod revoked;

@@ -229,6 +229,11 @@ impl Plane {
         published.blobs.insert(Digest::of(&index), index);
     }
 
+    /// Loses every chunk index, though the metadata goes on to list them.
+    pub(crate) fn lose_the_bundles(&self) {
+        self.0.lock().unwrap().blobs.clear();
+    }
+
     /// Blocks a bundle in the metadata that is signed next.
     pub(crate) fn block(&self, version: u64) {
         let mut published = self.0.lock().unwrap();

@@ -169,7 +169,9 @@ fn what_could_not_be_written_is_written_by_the_next_look() {
             fs.fail_at(call, failure);
             let _ = device.refresh(rotated);
             fs.mend();
-            device.refresh(rotated).unwrap_or_else(|error| panic!("{what}: {error:#}"));
+            device
+                .refresh(rotated)
+                .unwrap_or_else(|error| panic!("{what}: {error:#}"));
             drop(device);
             // All of it is on the medium now: a start needs nobody to trust the newest release.
             let after = fs.state().after_cut(Left::Nothing);
@@ -179,7 +181,9 @@ fn what_could_not_be_written_is_written_by_the_next_look() {
             let trusted = names(&after, "trust");
             assert_eq!(trusted.len(), 4, "{what}: {trusted:?}");
             let signed = rotated.desired_by(Keys::Second, 1, 3, false);
-            device.desired(&signed).unwrap_or_else(|error| panic!("{what}: {error:#}"));
+            device
+                .desired(&signed)
+                .unwrap_or_else(|error| panic!("{what}: {error:#}"));
         }
     }
     assert!(calls > 20, "{calls}");
@@ -210,5 +214,7 @@ fn a_root_that_is_older_than_its_floor_lends_its_keys_to_nobody() {
     device.refresh(&releases[2]).unwrap();
     let refused = device.desired(&by_a_revoked_key).unwrap_err();
     assert_eq!(code(refused), Some("sig_threshold"));
-    device.desired(&releases[2].desired_by(Keys::Second, 1, 3, false)).unwrap();
+    device
+        .desired(&releases[2].desired_by(Keys::Second, 1, 3, false))
+        .unwrap();
 }

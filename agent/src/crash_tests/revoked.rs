@@ -90,12 +90,18 @@ fn a_blocked_bundle_stops_serving_though_the_disk_takes_nothing_more() {
         }
         assert!(device.leave_blocked().is_err(), "the disk is full");
         let named = device.record().slots[&model()].current.clone().unwrap();
-        assert_eq!((device.serves(), named.version), (Some(ModelVersion(1)), ModelVersion(2)));
+        assert_eq!(
+            (device.serves(), named.version),
+            (Some(ModelVersion(1)), ModelVersion(2))
+        );
         // With room again the record follows.
         fs.mend();
         device.refresh(&rig.plane).unwrap();
         device.leave_blocked().unwrap();
-        assert_eq!((device.serves(), outcome(&device).as_str()), (Some(ModelVersion(1)), "blocked"));
+        assert_eq!(
+            (device.serves(), outcome(&device).as_str()),
+            (Some(ModelVersion(1)), "blocked")
+        );
         drop(device);
         assert_eq!(rig.boot(&fs).unwrap().serves(), Some(ModelVersion(1)));
     }

@@ -31,6 +31,8 @@ use crate::{
 pub(crate) struct ServingModel {
     pub(crate) version: ModelVersion,
     pub(crate) bundle: LoadedBundle,
+    /// When it began to serve.
+    pub(crate) since: tokio::time::Instant,
     /// Since this model was loaded: what probation looks at.
     pub(crate) requests: AtomicU64,
     /// Failures that are the bundle's fault.
@@ -113,6 +115,7 @@ impl Serving {
         let model = ServingModel {
             version,
             bundle,
+            since: tokio::time::Instant::now(),
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             failed: Notify::new(),

@@ -1,6 +1,7 @@
 //! The update machine (DESIGN §6): one bundle at a time, from a new desired state to Commit or back.
 
 pub(crate) mod decide;
+pub(crate) mod postponed;
 mod step;
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,8 @@ pub(crate) struct Job {
 ///                   └─────────┴─────────┤          └────────────┴─ fail ─▶ Rollback ─▶ Failure ─▶ Idle
 ///                                       └─ fail ─▶ Failure ─▶ Idle
 /// ```
+///
+/// What may pass by itself leads from the states before Probation back to Sync, after a pause.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub(crate) enum State {

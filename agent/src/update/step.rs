@@ -18,6 +18,9 @@ pub(crate) enum Event {
     Done,
     /// The effect of the state, or the candidate in probation, has failed.
     Failed(ReportedError),
+    /// The effect has failed for a reason that may pass by itself: metadata that is late, or a control plane that lags. It is
+    /// tried again after a pause, which is not this machine's business.
+    Postponed(ReportedError),
 }
 
 /// What to do, after the state is on disk.
@@ -51,7 +54,9 @@ pub(crate) enum Effect {
 pub(crate) fn step(state: State, event: Event) -> (State, Effect) {
     let next = match (state, event) {
         (State::Idle, Event::Wanted(job)) => State::Sync { job },
-        (State::Idle, Event::Superseded | Event::Started | Event::Done | Event::Failed(_)) => State::Idle,
+        (State::Idle, Event::Superseded | Event::Started | Event::Done | Event::Failed(_) | Event::Postponed(_)) => {
+            State::Idle
+        }
 
         // Nothing on the device has changed yet: drop it, start again, or fail.
         (State::Sync { .. } | State::Download { .. } | State::Verify { .. }, Event::Superseded) => State::Idle,
@@ -62,12 +67,18 @@ pub(crate) fn step(state: State, event: Event) -> (State, Effect) {
                 rolled_back: false,
             }
         }
+        // From the beginning: what the metadata says is asked anew. The candidate of an Install was not loaded.
+        (
+            State::Sync { job } | State::Download { job } | State::Verify { job } | State::Install { job, .. },
+            Event::Postponed(_),
+        ) => State::Sync { job },
         (State::Sync { job }, Event::Done) => State::Download { job },
         (State::Download { job }, Event::Done) => State::Verify { job },
         (State::Verify { job }, Event::Done) => State::Install { job, boots: 0 },
 
         (State::Install { job, .. }, Event::Done) => State::Probation { job, boots: 0 },
-        (State::Install { job, .. } | State::Probation { job, .. }, Event::Failed(error)) => {
+        (State::Install { job, .. }, Event::Failed(error))
+        | (State::Probation { job, .. }, Event::Failed(error) | Event::Postponed(error)) => {
             State::Rollback { job, error }
         }
         (State::Probation { job, .. }, Event::Done) => State::Commit { job },
@@ -92,13 +103,13 @@ pub(crate) fn step(state: State, event: Event) -> (State, Effect) {
         // The slots are as before, so the old bundle serves again: the candidate must serve before it may be committed.
         (State::Commit { job }, Event::Started) => State::Probation { job, boots: 1 },
         // The slots are as before; the candidate proved itself. Commit is one write: only a broken disk fails it.
-        (State::Commit { job }, Event::Failed(error)) => State::Rollback { job, error },
-        (State::Rollback { job, error }, Event::Done | Event::Failed(_)) => State::Failure {
+        (State::Commit { job }, Event::Failed(error) | Event::Postponed(error)) => State::Rollback { job, error },
+        (State::Rollback { job, error }, Event::Done | Event::Failed(_) | Event::Postponed(_)) => State::Failure {
             job,
             error,
             rolled_back: true,
         },
-        (State::Failure { .. }, Event::Done | Event::Failed(_)) => State::Idle,
+        (State::Failure { .. }, Event::Done | Event::Failed(_) | Event::Postponed(_)) => State::Idle,
 
         // Started: the effect is repeated. Wanted and Superseded: first things first, the intent is looked at again when idle.
         (
@@ -208,6 +219,7 @@ mod tests {
             Just(Event::Started),
             Just(Event::Done),
             Just(Event::Failed(error())),
+            Just(Event::Postponed(error())),
         ]
     }
 
@@ -234,6 +246,19 @@ mod tests {
                 rolled_back: false
             }
         );
+    }
+
+    #[test]
+    fn what_may_pass_begins_again_and_is_no_failure() {
+        for state in [
+            State::Sync { job: job(1) },
+            State::Download { job: job(1) },
+            State::Verify { job: job(1) },
+            State::Install { job: job(1), boots: 2 },
+        ] {
+            let (state, effect) = step(state, Event::Postponed(error()));
+            assert_eq!((state, effect), (State::Sync { job: job(1) }, Effect::Sync(job(1))));
+        }
     }
 
     #[test]

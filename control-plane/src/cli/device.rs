@@ -307,6 +307,11 @@ fn facts(device: &Value) -> Vec<[String; 2]> {
         ["state".to_owned(), text(&device["update"], "state")],
         ["inference API".to_owned(), text(device, "inference_address")],
     ];
+    if device["update"]["waits"].is_object() {
+        let waits = &device["update"]["waits"];
+        let why = format!("{}: {}", text(waits, "code"), text(waits, "message"));
+        facts.push(["waits".to_owned(), why]);
+    }
     for alarm in device["alarms"].as_array().into_iter().flatten() {
         let (code, message) = (text(alarm, "code"), text(alarm, "message"));
         facts.push(["alarm".to_owned(), format!("{code}: {message}")]);
@@ -339,6 +344,7 @@ mod tests {
                 {"code": "stale_metadata", "message": "nothing is installed"},
                 {"code": "time_untrusted", "message": "nobody has answered"},
             ],
+            "update": {"state": "sync", "waits": {"code": "expired", "message": "the timestamp is of yesterday"}},
         });
         let facts = facts(&device);
         assert_eq!(
@@ -348,6 +354,7 @@ mod tests {
                 "time_untrusted: nobody has answered"
             ]
         );
+        assert_eq!(values(&facts, "waits"), ["expired: the timestamp is of yesterday"]);
         assert!(values(&facts, "access")[0].starts_with("revoked "));
         assert!(values(&facts, "two agents as one")[0].starts_with("seen "));
     }
@@ -356,7 +363,7 @@ mod tests {
     fn a_device_without_alarms_shows_none() {
         let device = json!({"id": "dev-1", "connected": true, "revoked_at_ms": null, "duplicate_seen_at_ms": null});
         let facts = facts(&device);
-        assert!(values(&facts, "alarm").is_empty());
+        assert!(values(&facts, "alarm").is_empty() && values(&facts, "waits").is_empty());
         assert_eq!(values(&facts, "access"), ["granted"]);
         assert_eq!(values(&facts, "two agents as one"), ["never seen"]);
     }

@@ -123,6 +123,10 @@ fn observe_update(rollout: &Rollout, progress: &mut DeviceProgress, reported: &R
         progress.state = state;
         progress.detail.error = error;
     } else if reported.update.rollout == Some(rollout.id) {
+        // It waits and tries again: nobody has failed, and whoever looks should see why.
+        if reported.refused.is_none() {
+            progress.detail.error = reported.update.waits.clone();
+        }
         progress.state = match reported.update.state {
             UpdateState::Idle => DeviceState::Pending,
             UpdateState::Sync | UpdateState::Download => DeviceState::Downloading,

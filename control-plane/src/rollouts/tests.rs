@@ -174,6 +174,7 @@ impl World {
                 rollout: assignment.as_ref().filter(|_| busy).and_then(|a| a.rollout),
                 have_bytes: 0,
                 total_bytes: 0,
+                waits: (state == UpdateState::Sync).then(late),
             },
             bundles: (succeeded.then_some(&assignment).into_iter().flatten())
                 .map(|assignment| InstalledBundle {
@@ -195,6 +196,33 @@ impl World {
 
 fn ids(group: &Group) -> Vec<DeviceId> {
     group.devices.iter().map(|progress| progress.device.clone()).collect()
+}
+
+fn late() -> ReportedError {
+    ReportedError {
+        code: "expired".to_owned(),
+        message: "the timestamp is of yesterday".to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn a_device_that_waits_says_why_and_has_not_failed() {
+    let world = World::new(1).await;
+    let rollout = world.create(&["rest"]).await;
+    let device = ids(&rollout.groups[0])[0].clone();
+    let progress = |rollout: &Rollout| rollout.groups[0].devices[0].clone();
+    world.settle(rollout.id, NOW).await;
+    world.report(&device, UpdateState::Sync, None, NOW).await;
+    let waits = progress(&world.settle(rollout.id, NOW).await);
+    assert_eq!(
+        (waits.state, waits.detail.error),
+        (DeviceState::Downloading, Some(late()))
+    );
+    world.report(&device, UpdateState::Download, None, NOW).await;
+    let goes_on = progress(&world.settle(rollout.id, NOW).await);
+    assert_eq!((goes_on.state, goes_on.detail.error), (DeviceState::Downloading, None));
+    world.succeed(&device, NOW).await;
+    assert_eq!(world.settle(rollout.id, NOW).await.state, RolloutState::Finished);
 }
 
 fn rolled_back() -> OutcomeResult {

@@ -306,6 +306,7 @@ async fn the_page_of_a_device_shows_its_alarms_and_what_is_wrong_with_its_identi
     let words = [
         "stale_metadata",
         "time_untrusted",
+        "the timestamp is of yesterday",
         "Two agents as one",
         "Two agents, one identity",
         "revoked ",
@@ -319,6 +320,7 @@ async fn the_page_of_a_device_shows_its_alarms_and_what_is_wrong_with_its_identi
         .report("dev-1", |reported| {
             reported["seq"] = json!(2);
             reported["alarms"] = json!([alarm("stale_metadata"), alarm("time_untrusted")]);
+            reported["update"]["waits"] = json!({"code": "expired", "message": "the timestamp is of yesterday"});
         })
         .await;
     let core = &browser.server.server.app().core;
@@ -326,7 +328,7 @@ async fn the_page_of_a_device_shows_its_alarms_and_what_is_wrong_with_its_identi
         .await
         .unwrap();
     let alarmed = browser.get("/devices/dev-1").await.body;
-    for word in &words[..4] {
+    for word in &words[..5] {
         assert!(alarmed.contains(word), "{word}: {alarmed}");
     }
     let answer = browser.server.api("POST", "/api/v1/devices/dev-1/revoke", "").await;

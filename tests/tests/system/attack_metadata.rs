@@ -5,7 +5,7 @@
 use std::{fs, num::NonZeroU32};
 
 use serde_json::{Value, json};
-use skerry_shared::desired::{Desired, OutcomeResult};
+use skerry_shared::desired::{Desired, OutcomeResult, UpdateState};
 use skerry_system_tests::faults::flip_a_bit;
 use skerry_tuf::{KeySet, SigningKey, TrustedSet, new_timestamp, sign_metadata};
 
@@ -157,8 +157,7 @@ fn attack_rollback_of_timestamp_snapshot_and_targets() {
     ] {
         scene.serve(repository);
         let back_to_1 = scene.desired("dev-1", 1);
-        let outcome = scene.assign(&back_to_1);
-        assert_eq!(error_code(&outcome), Some("rollback"), "with {stolen}: {outcome:?}");
+        assert_eq!(scene.waits_for(&back_to_1), "rollback", "with {stolen}");
         let now_trusted = scene.trusted_files();
         assert_eq!(now_trusted["targets.json"], trusted["targets.json"], "with {stolen}");
         scene.still_serves(2);
@@ -220,8 +219,7 @@ fn attack_rollback_after_a_power_cut_tore_the_state() {
     scene.device.start().unwrap();
     scene.serve(scene.before.clone());
     let back_to_1 = scene.desired("dev-1", 1);
-    let outcome = scene.assign(&back_to_1);
-    assert_eq!(error_code(&outcome), Some("rollback"), "{outcome:?}");
+    assert_eq!(scene.waits_for(&back_to_1), "rollback");
     scene.still_serves(2);
     scene.fresh_device_accepts(scene.before.clone());
 }
@@ -238,11 +236,7 @@ fn attack_fast_forward() {
     let honest = targets_signed_by(&scene, &scene.after, &[&scene.keys.targets]);
     scene.serve(honest.clone());
     let back_to_1 = scene.desired("dev-1", 1);
-    assert_eq!(
-        error_code(&scene.assign(&back_to_1)),
-        Some("rollback"),
-        "the attack is real"
-    );
+    assert_eq!(scene.waits_for(&back_to_1), "rollback", "the attack is real");
     scene.still_serves(2);
 
     let new = key(72);
@@ -278,7 +272,7 @@ fn attack_freeze() {
     };
     let a_minute_ago = skerry_tuf::UnixTime::from_millis(now().as_millis() - 60_000);
     let repository = expired(&scene, a_minute_ago);
-    scene.refuses(repository, "expired");
+    scene.holds_off(repository, "expired");
     let fresh = expired(&scene, now().plus_days(1));
     scene.accepts(fresh);
 }
@@ -362,6 +356,43 @@ fn attack_stolen_server() {
     // What he can do, and what is promised no more of: version 2 was released.
     let released = targets_signed_by(&scene, &scene.after, &[&scene.keys.targets]);
     scene.accepts(released);
+}
+
+/// The metadata comes to block what serves on an hour of probation: the next look ends it, and not its end.
+#[test]
+fn a_version_that_is_blocked_on_its_probation_is_left_at_the_next_look() {
+    let mut scene = Scene::set();
+    scene.serve(scene.after.clone());
+    let mut desired = scene.desired("dev-1", 2);
+    desired.bundles[0].probation_ms = 3_600_000;
+    let topic = "skerry/v1/d/dev-1/desired";
+    let assign = |scene: &Scene, desired: &Desired| {
+        let signed = scene.keys.online.sign_desired(desired);
+        scene.broker.publish(topic, true, signed);
+    };
+    assign(&scene, &desired);
+    scene.wait_for_report("its probation", |reported| {
+        (reported.update.state == UpdateState::Probation).then_some(())
+    });
+    let index = scene.index_of(2).to_hex();
+    let targets = edited(scene.after.newest_file("targets"), &[&scene.keys.targets], |signed| {
+        signed["version"] = json!(scene.next_version());
+        let blocked = json!({"blocked/by/digest": {"sha256": index, "reason": "it sees walkers everywhere"}});
+        signed["x_skerry"] = json!({"blocked": blocked});
+    });
+    let blocks = scene.around_targets(&scene.after, targets);
+    scene.serve(blocks);
+    // A new intent that asks for the same: it is a reason to look.
+    let mut again = scene.desired("dev-1", 2);
+    again.bundles[0].probation_ms = 3_600_000;
+    assign(&scene, &again);
+    let outcome = scene.wait_for_report("the end of it", |reported| {
+        let mut outcomes = reported.outcomes.iter();
+        outcomes.find(|outcome| outcome.version.0 == 2).cloned()
+    });
+    assert!(matches!(outcome.result, OutcomeResult::RolledBack(_)), "{outcome:?}");
+    assert_eq!(error_code(&outcome), Some("blocked"));
+    scene.still_serves(1);
 }
 
 /// What the impostor signs is good in itself: whoever trusts his keys believes it. So the refusals above are not for form.

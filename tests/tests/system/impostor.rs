@@ -21,7 +21,7 @@ use skerry_control_plane::signing::{
     online::{OnlineKeys, SigningFolder},
 };
 use skerry_shared::{
-    desired::{BundleAssignment, Desired, Outcome, OutcomeResult, Reported},
+    desired::{BundleAssignment, Desired, Outcome, OutcomeResult, Reported, ReportedError},
     digest::Digest,
     id::{Generation, ModelVersion},
     schema::{Envelope, SchemaVersion},
@@ -224,13 +224,34 @@ impl Scene {
 
     /// Assigns by the stolen assignment key, and waits for the end of that update.
     pub(crate) fn assign(&self, desired: &Desired) -> Outcome {
+        match self.end_or_wait(desired) {
+            Ok(outcome) => outcome,
+            Err(error) => panic!("the update waits: {error:?}"),
+        }
+    }
+
+    /// Assigns, and says for what word the update waits: nothing has failed, and nothing is installed.
+    pub(crate) fn waits_for(&self, desired: &Desired) -> String {
+        match self.end_or_wait(desired) {
+            Ok(outcome) => panic!("the update has ended: {outcome:?}"),
+            Err(error) => error.code,
+        }
+    }
+
+    /// Assigns, and waits for the end of that update, or for why it waits.
+    fn end_or_wait(&self, desired: &Desired) -> Result<Outcome, ReportedError> {
         let topic = format!("skerry/v1/d/{}/desired", desired.device.as_str());
         self.broker
             .publish(&topic, true, self.keys.online.sign_desired(desired));
         self.wait_for_report("the update to end", |reported| {
+            if reported.device != desired.device {
+                return None;
+            }
             let mut outcomes = reported.outcomes.iter();
             let ended = outcomes.find(|outcome| outcome.generation == desired.generation);
-            ended.filter(|_| reported.device == desired.device).cloned()
+            let waits = reported.update.waits.as_ref();
+            let waits = waits.filter(|_| reported.generation == desired.generation);
+            ended.cloned().map(Ok).or_else(|| waits.cloned().map(Err))
         })
     }
 
@@ -257,9 +278,22 @@ impl Scene {
         let outcome = self.attempt(repository);
         assert_eq!(error_code(&outcome), Some(code), "{outcome:?}");
         assert!(matches!(outcome.result, OutcomeResult::Failed(_)), "{outcome:?}");
+        self.trusts_nothing_newer_than(&before);
+    }
+
+    /// The same for an attack that cannot be told from a control plane that lags: the device waits, and says with `code` why.
+    pub(crate) fn holds_off(&mut self, repository: Repository, code: &str) {
+        let before = self.trusted_files();
+        self.serve(repository);
+        let desired = self.desired("dev-1", 2);
+        assert_eq!(self.waits_for(&desired), code);
+        self.trusts_nothing_newer_than(&before);
+    }
+
+    fn trusts_nothing_newer_than(&self, before: &BTreeMap<String, Vec<u8>>) {
         let after = self.trusted_files();
         assert_eq!(after["targets.json"], before["targets.json"]);
-        for (name, file) in &before {
+        for (name, file) in before {
             assert!(version_of(&after[name]) >= version_of(file), "{name}");
         }
         self.still_serves(1);

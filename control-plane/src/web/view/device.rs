@@ -209,7 +209,7 @@ pub(in crate::web) struct DeviceView {
     pub(in crate::web) revoked: Option<Moment>,
     /// When two agents with its identity were last seen.
     pub(in crate::web) doubled: Option<Moment>,
-    /// By its last report.
+    /// By its last report; what its update waits for, too.
     pub(in crate::web) alarms: Vec<ErrorView>,
     pub(in crate::web) agent_version: String,
     pub(in crate::web) inference_address: Option<String>,
@@ -248,7 +248,8 @@ impl DeviceView {
             Slot::Previous => "previous",
         };
         let bundles = reported.iter().flat_map(|reported| &reported.bundles);
-        let alarms = reported.iter().flat_map(|reported| &reported.alarms);
+        let waits = reported.and_then(|reported| reported.update.waits.as_ref());
+        let alarms = reported.iter().flat_map(|reported| &reported.alarms).chain(waits);
         let mut outcomes: Vec<&Outcome> = reported.iter().flat_map(|reported| &reported.outcomes).collect();
         outcomes.sort_by_key(|outcome| std::cmp::Reverse(outcome.generation));
         DeviceView {
