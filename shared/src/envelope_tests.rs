@@ -360,6 +360,29 @@ fn check<T: Envelope + PartialEq + std::fmt::Debug>(envelope: &T) -> Result<(), 
     Ok(())
 }
 
+/// Bytes to put in place of others, each at a share of the length.
+fn damage() -> impl Strategy<Value = Vec<(prop::sample::Index, u8)>> {
+    // Half of it is what means something in JSON.
+    let byte = prop_oneof![any::<u8>(), prop::sample::select(b"{}[]\",:0-e\\u".to_vec())];
+    vec((any::<prop::sample::Index>(), byte), 1..6)
+}
+
+/// Whatever has become of the bytes, they are refused, or they are an envelope that reads back.
+fn check_damaged<T: Envelope + PartialEq + std::fmt::Debug>(
+    envelope: &T,
+    damage: &[(prop::sample::Index, u8)],
+) -> Result<(), TestCaseError> {
+    let mut json = envelope.to_json();
+    for (at, byte) in damage {
+        let at = at.index(json.len());
+        json[at] = *byte;
+    }
+    if let Ok(read) = T::from_json(&json) {
+        prop_assert_eq!(T::from_json(&read.to_json()).ok(), Some(read));
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -410,9 +433,17 @@ proptest! {
     }
 
     #[test]
+    fn a_damaged_status_is_a_status_or_an_error(envelope in status(), damage in damage()) { check_damaged(&envelope, &damage)? }
+    #[test]
+    fn a_damaged_acknowledgement_is_one_or_an_error(envelope in ack(), damage in damage()) { check_damaged(&envelope, &damage)? }
+    #[test]
+    fn a_damaged_report_is_a_report_or_an_error(envelope in reported(), damage in damage()) { check_damaged(&envelope, &damage)? }
+
+    #[test]
     fn arbitrary_bytes_are_no_envelope_and_no_topic(bytes in vec(any::<u8>(), 0..200), text in ".{0,60}") {
         let _ = (Part::from_bytes(&bytes), TelemetryFrame::from_bytes(&bytes));
         let _ = (Desired::from_json(&bytes), Reported::from_json(&bytes), Manifest::from_json(&bytes), Want::from_json(&bytes));
+        let _ = (Status::from_json(&bytes), Ack::from_json(&bytes));
         if let Ok(topic) = text.parse::<Topic>() {
             prop_assert_eq!(topic.to_string(), text);
         }

@@ -22,3 +22,5 @@ pub mod transfer;
 
 #[cfg(test)]
 mod envelope_tests;
+#[cfg(test)]
+mod otlp_tests;
