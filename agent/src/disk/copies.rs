@@ -1,6 +1,7 @@
 //! A record that survives a torn write: two copies that are written in turn, each with a checksum and a sequence number.
 //!
-//! Invariant: as long as one copy is whole, the record is the newest whole one; if none is, nobody gets an empty one.
+//! Invariant: as long as one copy is whole, the record is the newest whole one; if none is, or if this program does not
+//! understand that one, nobody gets an empty or an older one.
 
 use std::path::{Path, PathBuf};
 
@@ -21,21 +22,30 @@ impl TwoCopies {
     /// Opens the record; `None` when it was never written.
     pub(crate) fn open<T: DeserializeOwned>(disk: &Disk, folder: &Path) -> Result<(TwoCopies, Option<T>), DiskError> {
         let paths = [folder.join("state-a"), folder.join("state-b")];
-        let mut newest: Option<(u64, T)> = None;
+        let mut newest: Option<(u64, Vec<u8>, &PathBuf)> = None;
         let mut present = 0;
         for path in &paths {
             let Some(bytes) = disk.read(path)? else { continue };
             present += 1;
-            if let Some((sequence, content)) = decode(&bytes)
-                && newest.as_ref().is_none_or(|(other, _)| sequence > *other)
+            if let Some((sequence, json)) = whole(&bytes)
+                && newest.as_ref().is_none_or(|(other, ..)| sequence > *other)
             {
-                newest = Some((sequence, content));
+                newest = Some((sequence, json.to_vec(), path));
             }
         }
-        if present > 0 && newest.is_none() {
-            return Err(DiskError::Unreadable(folder.to_owned()));
-        }
-        let (sequence, content) = newest.map_or((0, None), |(sequence, content)| (sequence, Some(content)));
+        let (sequence, content) = match newest {
+            Some((sequence, json, path)) => {
+                let content = serde_json::from_slice(&json);
+                // It is the truth all the same: the older copy is not, and would bring back what it has forgotten.
+                let content = content.map_err(|source| DiskError::NotUnderstood {
+                    path: path.clone(),
+                    source,
+                })?;
+                (sequence, Some(content))
+            }
+            None if present > 0 => return Err(DiskError::Unreadable(folder.to_owned())),
+            None => (0, None),
+        };
         let disk = disk.clone();
         Ok((TwoCopies { disk, paths, sequence }, content))
     }
@@ -45,7 +55,7 @@ impl TwoCopies {
         let mut damaged = Vec::new();
         for path in [folder.join("state-a"), folder.join("state-b")] {
             let bytes = disk.read(&path)?;
-            if bytes.is_some_and(|bytes| decode::<serde_json::Value>(&bytes).is_none()) {
+            if bytes.is_some_and(|bytes| whole(&bytes).is_none()) {
                 damaged.push(path);
             }
         }
@@ -70,14 +80,12 @@ impl TwoCopies {
     }
 }
 
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<(u64, T)> {
+/// The sequence number and the content of a copy that is whole.
+fn whole(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let (header, json) = bytes.split_at_checked(HEADER_BYTES)?;
     let sequence = u64::from_le_bytes(header[..8].try_into().ok()?);
     let checksum = u32::from_le_bytes(header[8..].try_into().ok()?);
-    if crc32c::crc32c_append(crc32c::crc32c(&header[..8]), json) != checksum {
-        return None;
-    }
-    Some((sequence, serde_json::from_slice(json).ok()?))
+    (crc32c::crc32c_append(crc32c::crc32c(&header[..8]), json) == checksum).then_some((sequence, json))
 }
 
 #[cfg(test)]
@@ -124,5 +132,21 @@ mod tests {
             TwoCopies::open::<u32>(&Disk::real(), folder.path()),
             Err(DiskError::Unreadable(_))
         ));
+    }
+
+    #[test]
+    fn a_newer_copy_that_is_not_understood_does_not_bring_the_older_one_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut record, _) = open(folder.path());
+        record.write(&1_u32).unwrap();
+        // As a later version of the program may write it.
+        record.write(&"one").unwrap();
+        let refused = TwoCopies::open::<u32>(&Disk::real(), folder.path()).err().unwrap();
+        assert!(matches!(refused, DiskError::NotUnderstood { path, .. } if path.ends_with("state-a")));
+        // An older one that is not understood does no harm.
+        record.write(&3_u32).unwrap();
+        assert_eq!(open(folder.path()).1, Some(3));
+        // Both are whole.
+        assert!(TwoCopies::damaged(&Disk::real(), folder.path()).unwrap().is_empty());
     }
 }

@@ -38,6 +38,12 @@ pub(crate) enum DiskError {
         "both copies of the state record in {0} are unreadable; restore one, or wipe the state folder and enrol again"
     )]
     Unreadable(PathBuf),
+    /// The newest copy is whole, and of another form than this program knows. The older one is out of date.
+    #[error(
+        "{path} is whole, but this version does not understand it: a newer one has written it; install that one again, or \
+         wipe the state folder and enrol again"
+    )]
+    NotUnderstood { path: PathBuf, source: serde_json::Error },
 }
 
 impl DiskError {
