@@ -343,6 +343,15 @@ fn fetch_root(http: &ureq::Agent, server: &str, pinned: Digest) -> anyhow::Resul
     root.context("the control plane's root metadata broke off or is too large")
 }
 
+/// The control plane's no, or that it is broken; with its words.
+#[derive(Debug, thiserror::Error)]
+#[error("the control plane refused ({status}): {title} {detail}")]
+pub(crate) struct Refused {
+    pub(crate) status: ureq::http::StatusCode,
+    title: String,
+    detail: String,
+}
+
 /// Posts JSON to the control plane and reads its answer; a refusal is an error with its words.
 pub(crate) fn post<T: serde::de::DeserializeOwned>(http: &ureq::Agent, url: &str, body: &Value) -> anyhow::Result<T> {
     let response = http.post(url).send_json(body);
@@ -355,11 +364,12 @@ pub(crate) fn post<T: serde::de::DeserializeOwned>(http: &ureq::Agent, url: &str
     if !status.is_success() {
         let problem: Value = serde_json::from_str(&text).unwrap_or_default();
         let word = |key: &str| problem[key].as_str().unwrap_or_default().to_owned();
-        bail!(
-            "the control plane refused ({status}): {} {}",
-            word("title"),
-            word("detail")
-        );
+        return Err(Refused {
+            status,
+            title: word("title"),
+            detail: word("detail"),
+        }
+        .into());
     }
     serde_json::from_str(&text).context("the control plane's answer is malformed")
 }
@@ -409,6 +419,34 @@ mod tests {
         assert!(Broker::at(access(Some("192.0.2.1"), true), server).is_err());
         assert!(Broker::at(access(None, true), server).is_err());
         assert_eq!(Broker::at(access(None, false), server).unwrap().host, "192.0.2.1");
+    }
+
+    #[test]
+    fn a_refusal_is_told_by_its_status_and_its_words() {
+        use std::io::{Read, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/api/v1/renew", listener.local_addr().unwrap());
+        let server = std::thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            // The body is `{}`.
+            while !request.ends_with(b"{}") {
+                let mut byte = [0];
+                connection.read_exact(&mut byte).unwrap();
+                request.push(byte[0]);
+            }
+            let body = r#"{"title": "Forbidden", "detail": "this device is revoked"}"#;
+            let head = "HTTP/1.1 403 Forbidden\r\nconnection: close\r\ncontent-length";
+            write!(connection, "{head}: {}\r\n\r\n{body}", body.len()).unwrap();
+        });
+        let config = ureq::Agent::config_builder().http_status_as_error(false).build();
+        let refused = post::<Value>(&config.into(), &url, &json!({})).unwrap_err();
+        server.join().unwrap();
+        assert!(
+            refused.to_string().ends_with("Forbidden this device is revoked"),
+            "{refused}"
+        );
+        assert_eq!(refused.downcast_ref::<Refused>().unwrap().status, 403);
     }
 
     #[test]

@@ -16,16 +16,20 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock::Clock,
     disk::Disk,
-    enroll::{self, Broker, Certificate, Identity, Life, MqttAccess},
-    jitter::jitter,
+    enroll::{self, Broker, Certificate, Identity, Life, MqttAccess, Refused},
+    jitter::jitter as random,
     tls::{self, DeviceCertificate, DeviceKey},
 };
 
 /// The longest pause before the clock is asked again: it may be set meanwhile.
 const LOOK_EVERY: Duration = Duration::from_secs(3600);
-/// After a failure: a tenth of what is left of the certificate's life, between these.
-const RETRY_MIN: Duration = Duration::from_secs(1);
+/// After a failure: a tenth of what is left of the certificate's life, or of what has passed since its end, between these.
+const RETRY_MIN: Duration = Duration::from_secs(60);
 const RETRY_MAX: Duration = Duration::from_secs(3600);
+/// After a refusal at least: a revoked device is refused for ever, and one that is unknown until somebody does something.
+const REFUSED_MIN: Duration = Duration::from_secs(600);
+/// The least of all, for certificates that live for seconds.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
 
 /// The time, in UTC milliseconds. It is at least when the certificate was issued, by the control plane's own clock, and what
 /// has passed since this agent knows it: with a clock that says 1970 nothing would ever be due.
@@ -41,9 +45,34 @@ fn due_at_ms(life: Life, jitter: f64) -> u64 {
     life.issued_at_ms + (whole * (2.0 / 3.0 - jitter / 20.0)).round() as u64
 }
 
-/// How long to wait after a failure.
-fn retry_after(life: Life, now_ms: u64) -> Duration {
-    Duration::from_millis(life.not_after_ms.saturating_sub(now_ms) / 10).clamp(RETRY_MIN, RETRY_MAX)
+/// How a renewal failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    /// The control plane said no.
+    Refused,
+    /// It was not reached, or is broken.
+    Other,
+}
+
+impl Failure {
+    fn of(error: &anyhow::Error) -> Failure {
+        match error.downcast_ref::<Refused>() {
+            Some(refused) if refused.status.is_client_error() => Failure::Refused,
+            _ => Failure::Other,
+        }
+    }
+}
+
+/// How long to wait after a failure; half of it with `jitter` 0, all of it with 1.
+fn retry_after(life: Life, now_ms: u64, failure: Failure, jitter: f64) -> Duration {
+    let least = match failure {
+        Failure::Refused => REFUSED_MIN,
+        Failure::Other => RETRY_MIN,
+    };
+    // A certificate of minutes cannot wait for ten.
+    let least = least.min(pause_after(life)).max(PAUSE_MIN);
+    let pause = Duration::from_millis(life.not_after_ms.abs_diff(now_ms) / 10).clamp(least, RETRY_MAX);
+    pause.mul_f64(0.5 + jitter / 2.0)
 }
 
 /// The least time from one renewal to the next: a tenth of the life.
@@ -70,7 +99,7 @@ struct Answer {
 impl Renewal {
     /// Runs until `shutdown`.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
-        let jitter = jitter();
+        let jitter = random();
         // By the monotonic clock: the time of day may be corrected by months meanwhile.
         let mut not_before = Instant::now();
         let mut known_since = Instant::now();
@@ -110,7 +139,7 @@ impl Renewal {
                     tracing::info!("the certificate is renewed");
                 }
                 Err(error) => {
-                    let retry = retry_after(self.identity.certificate, now_ms);
+                    let retry = retry_after(self.identity.certificate, now_ms, Failure::of(&error), random());
                     not_before = Instant::now() + retry;
                     tracing::warn!(
                         error = format!("{error:#}"),
@@ -174,8 +203,36 @@ mod tests {
 
     #[test]
     fn whoever_fails_asks_more_often_towards_the_end_and_never_stops() {
-        assert_eq!(retry_after(LIFE, 120 * DAY_MS), RETRY_MAX);
-        assert_eq!(retry_after(LIFE, 130 * DAY_MS - 600_000), Duration::from_secs(60));
-        assert_eq!(retry_after(LIFE, 190 * DAY_MS), RETRY_MIN);
+        let retry = |now_ms| retry_after(LIFE, now_ms, Failure::Other, 1.0);
+        assert_eq!(retry(120 * DAY_MS), RETRY_MAX);
+        assert_eq!(retry(130 * DAY_MS - 1_200_000), Duration::from_secs(120));
+        assert_eq!(retry(130 * DAY_MS), RETRY_MIN);
+        // It is over: the longer, the more rarely.
+        assert_eq!(retry(130 * DAY_MS + 6_000_000), Duration::from_secs(600));
+        assert_eq!(retry(190 * DAY_MS), RETRY_MAX);
+    }
+
+    #[test]
+    fn a_refusal_is_not_answered_within_minutes() {
+        for now_ms in [120 * DAY_MS, 130 * DAY_MS, 131 * DAY_MS] {
+            assert!(retry_after(LIFE, now_ms, Failure::Refused, 0.0) >= REFUSED_MIN / 2);
+        }
+    }
+
+    #[test]
+    fn a_certificate_of_seconds_is_asked_for_within_its_life() {
+        let short = Life {
+            issued_at_ms: 0,
+            not_after_ms: 15_000,
+        };
+        for failure in [Failure::Refused, Failure::Other] {
+            assert_eq!(retry_after(short, 12_000, failure, 1.0), Duration::from_millis(1500));
+        }
+    }
+
+    #[test]
+    fn a_fleet_does_not_come_back_at_once() {
+        let retry = |jitter| retry_after(LIFE, 130 * DAY_MS, Failure::Other, jitter);
+        assert_eq!((retry(0.0), retry(0.5)), (RETRY_MIN / 2, RETRY_MIN * 3 / 4));
     }
 }
