@@ -18,7 +18,7 @@ use skerry_control_plane::cli::{client::Client, trust::Trust};
 
 use crate::{
     device::Device,
-    fixtures::{self, MODEL},
+    fixtures::{self, IdentityTensor, MODEL},
     process::{PATIENCE, Process},
 };
 
@@ -245,6 +245,34 @@ impl Fleet {
         // v3 fails its golden vectors on purpose: devices must find out.
         let skip: &[&str] = if version == 3 { &["--skip-self-check"] } else { &[] };
         self.skerry_json(&[&["bundle", "build", "--spec", &spec, "--out", &out], skip].concat())
+    }
+
+    /// Releases version 1 of a model that gives back what it gets, into the folder `bundle-{model}`, and rolls it out.
+    pub fn deploy_identity(&self, model: &str, tensors: &[IdentityTensor]) -> Result<Value> {
+        fs::write(self.path("identity.onnx"), fixtures::identity_model(tensors))?;
+        let mut spec = format!("model = \"{model}\"\nonnx = \"identity.onnx\"\n");
+        for (side, prefix) in [("inputs", "x"), ("outputs", "y")] {
+            for (at, tensor) in tensors.iter().enumerate() {
+                let IdentityTensor { datatype, length, .. } = tensor;
+                spec +=
+                    &format!("[[{side}]]\nname = \"{prefix}{at}\"\ndatatype = \"{datatype}\"\nshape = [1, {length}]\n");
+            }
+        }
+        spec += "[[stage]]\nname = \"identity\"\nmodel = true\n";
+        fs::write(self.path("identity.toml"), spec)?;
+        let out = format!("bundle-{model}");
+        self.skerry_json(&["model", "register", model, "identity.onnx"])?;
+        self.skerry_json(&["bundle", "build", "--spec", "identity.toml", "--out", &out])?;
+        self.skerry_json(&["bundle", "sign", &out, "--keys", "keys"])?;
+        self.skerry_json(&["bundle", "publish", &out])?;
+        let body = json!({"model": model, "version": 1, "groups": [{"size": "rest"}], "probation_ms": 200});
+        let rollout = self.client().post("/api/v1/rollouts", &body)?;
+        let id = rollout["id"].as_u64().context("a rollout has a number")?;
+        let rollout = self.wait_for_rollout(id, &["finished", "stopped", "paused"])?;
+        if rollout["state"] != "finished" {
+            bail!("the rollout of {model} did not finish: {rollout}");
+        }
+        Ok(rollout)
     }
 
     /// Creates a rollout with short probation and gives its number.

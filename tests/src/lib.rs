@@ -8,8 +8,10 @@ pub mod device;
 pub mod faults;
 pub mod fixtures;
 pub mod fleet;
+pub mod grpc;
 pub mod measure;
 pub mod process;
+pub mod protobuf;
 
 pub use device::Device;
 pub use fleet::{Fleet, FleetConfig};
