@@ -5,10 +5,9 @@
 //! certificates of the world are not known here.
 
 use std::{
-    fmt, io,
-    net::{TcpStream, ToSocketAddrs},
+    fmt,
     path::Path,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -26,6 +25,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use skerry_shared::digest::Digest;
+use skerry_tls::DEVICE_PROTOCOL;
 use ureq::unversioned::{
     resolver::DefaultResolver,
     transport::{
@@ -38,9 +38,7 @@ use crate::{
     disk::{Access, Disk},
 };
 
-/// Said in the TLS greeting, so that the control plane answers with the certificate of the fleet's authority and asks for
-/// this device's.
-const PROTOCOL: &[u8] = b"skerry-device/1";
+/// For each step of a connection to the control plane.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 const KEY: &str = "device.key";
@@ -274,7 +272,7 @@ pub(crate) fn http(
     clock: &Clock,
 ) -> anyhow::Result<ureq::Agent> {
     let mut tls = config(authority, own, clock)?;
-    tls.alpn_protocols = vec![PROTOCOL.to_vec()];
+    tls.alpn_protocols = vec![DEVICE_PROTOCOL.to_vec()];
     let config = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .https_only(true)
@@ -353,84 +351,10 @@ impl Transport for TlsTransport {
 /// Asks a control plane for the certificate of its authority. It counts only if its digest is the pinned one, and nothing is
 /// said to the server here: the handshake is broken off.
 pub(crate) fn fetch_authority(host: &str, port: u16, pinned: Digest) -> anyhow::Result<CertificateDer<'static>> {
-    let seen = Arc::new(Look::default());
-    let mut config = ClientConfig::builder_with_provider(crypto())
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(seen.clone())
-        .with_no_client_auth();
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
-    let name = ServerName::try_from(host.to_owned()).with_context(|| format!("`{host}` is no host"))?;
-    let mut connection = ClientConnection::new(Arc::new(config), name)?;
-    let mut stream = reach(host, port)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
-    // It always fails: the certificates are refused once they have been seen.
-    let broken_off = connection.complete_io(&mut stream);
-    let last = seen.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-    match (last, broken_off) {
-        (Some(last), _) if Digest::of(&last) == pinned => Ok(last),
-        (Some(_), _) => bail!("its certificate is not of the authority that the token names: do not trust this server"),
-        (None, Err(error)) => Err(error).context("it does not speak TLS"),
-        (None, Ok(_)) => bail!("it shows no certificate"),
-    }
-}
-
-/// A connection to the first address of a host that answers in time.
-fn reach(host: &str, port: u16) -> io::Result<TcpStream> {
-    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in (host, port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, TIMEOUT) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => failed = error,
-        }
-    }
-    Err(failed)
-}
-
-/// Looks at the last certificate that a server shows, and refuses them all.
-#[derive(Debug, Default)]
-struct Look(Mutex<Option<CertificateDer<'static>>>);
-
-impl ServerCertVerifier for Look {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let last = intermediates.last().unwrap_or(end_entity).clone().into_owned();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
-        Err(refused())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(refused())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(refused())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        crypto().signature_verification_algorithms.supported_schemes()
-    }
-}
-
-fn refused() -> rustls::Error {
-    rustls::Error::General("the certificates were only looked at".to_owned())
+    let chain = skerry_tls::shown_chain(host, port, TIMEOUT)?;
+    let last = chain.into_iter().next_back();
+    last.filter(|last| Digest::of(last) == pinned)
+        .context("its certificate is not of the authority that the token names: do not trust this server")
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use hyper_util::{
 };
 use rustls::{ServerConfig, server::Acceptor};
 use skerry_broker::{Shares, limit_writes};
+use skerry_tls::DEVICE_PROTOCOL;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -29,7 +30,7 @@ use tokio::{
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::ca::{certificate::ClientCertificate, tls::DEVICE_PROTOCOL};
+use crate::ca::certificate::ClientCertificate;
 
 /// A slow board over a bad link needs seconds; whoever needs longer holds a place for nothing.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -23,11 +23,10 @@ use rustls::{
     sign::CertifiedKey,
 };
 
+use skerry_tls::DEVICE_PROTOCOL;
+
 use super::{Authority, CaError, RENEWAL_GRACE, certificate::ClientCertificate, crypto};
 
-/// What a device says in its TLS greeting (ALPN) when it enrols or renews, so that it gets the answer of the fleet's own
-/// authority, whatever certificate people see, and is asked for its own. Browsers never are.
-pub const DEVICE_PROTOCOL: &[u8] = b"skerry-device/1";
 /// What people's clients speak.
 pub const HTTP_PROTOCOL: &[u8] = b"http/1.1";
 

@@ -1,27 +1,16 @@
 //! Whom the command line takes for its control plane: by the certificate of its authority, from a file or by its digest.
 
 use std::{
-    io,
-    net::{TcpStream, ToSocketAddrs},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context, bail};
-use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    pki_types::{CertificateDer, ServerName, UnixTime},
-};
 use skerry_shared::digest::Digest;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::Global;
-use crate::ca::{
-    crypto,
-    tls::{DEVICE_PROTOCOL, certificates},
-};
+use crate::ca::{crypto, tls::certificates};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Where the authorities of the world are, for a control plane with a certificate of one of them.
@@ -90,7 +79,7 @@ impl Trust {
         let url: ureq::http::Uri = server.parse().with_context(|| format!("`{server}` is no URL"))?;
         let host = url.host().with_context(|| format!("`{server}` names no host"))?;
         let host = host.trim_matches(['[', ']']);
-        let chain = shown_chain(host, url.port_u16().unwrap_or(443))
+        let chain = skerry_tls::shown_chain(host, url.port_u16().unwrap_or(443), TIMEOUT)
             .with_context(|| format!("cannot reach the control plane at {server}"))?;
         match chain.last() {
             Some(last) if Digest::of(last) == digest => Ok(Trust(vec![Certificate::from_der(last).to_owned()])),
@@ -99,86 +88,4 @@ impl Trust {
             ),
         }
     }
-}
-
-/// The certificates that a server shows. Nothing is said to it: the handshake is broken off.
-fn shown_chain(host: &str, port: u16) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let seen = Arc::new(Look::default());
-    let mut config = ClientConfig::builder_with_provider(crypto())
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(seen.clone())
-        .with_no_client_auth();
-    config.alpn_protocols = vec![DEVICE_PROTOCOL.to_vec()];
-    let name = ServerName::try_from(host.to_owned())?;
-    let mut connection = ClientConnection::new(Arc::new(config), name)?;
-    let mut stream = reach(host, port)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
-    // It always fails: the certificates are refused once they have been seen.
-    let broken_off = connection.complete_io(&mut stream);
-    let chain = seen.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-    match (chain, broken_off) {
-        (Some(chain), _) => Ok(chain),
-        (None, Err(error)) => Err(error.into()),
-        (None, Ok(_)) => bail!("it shows no certificate"),
-    }
-}
-
-/// A connection to the first address of a host that answers in time.
-fn reach(host: &str, port: u16) -> io::Result<TcpStream> {
-    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in (host, port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, TIMEOUT) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => failed = error,
-        }
-    }
-    Err(failed)
-}
-
-/// Looks at the certificates of a server, and refuses them.
-#[derive(Debug, Default)]
-struct Look(Mutex<Option<Vec<CertificateDer<'static>>>>);
-
-impl ServerCertVerifier for Look {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let chain = [end_entity].into_iter().chain(intermediates);
-        let chain = chain.map(|one| one.clone().into_owned()).collect();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(chain);
-        Err(refused())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(refused())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(refused())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        crypto().signature_verification_algorithms.supported_schemes()
-    }
-}
-
-fn refused() -> rustls::Error {
-    rustls::Error::General("the certificates were only looked at".to_owned())
 }
