@@ -221,7 +221,7 @@ fn flow_the_audit_log_tells_the_whole_story() {
         &["keys", "renew"][..],
         &["keys", "publish"],
         &["keys", "rotate", "--role", "timestamp"],
-        &["keys", "sign"],
+        &["keys", "sign", "--yes"],
         &["keys", "publish"],
     ] {
         let output = fleet.skerry(arguments).unwrap();

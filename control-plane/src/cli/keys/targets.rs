@@ -11,7 +11,7 @@ use super::{
     super::{Done, Global, output, terminal},
     KeysFolder, Secret, TARGETS_DAYS, changes,
     folder::replace,
-    sign::{add_signatures, consent, now, roots_for, say, trusted_targets},
+    sign::{add_signatures, consent, now, published, roots_for, say, trusted_targets},
 };
 use crate::signing::draft::Draft;
 
@@ -51,7 +51,14 @@ pub(crate) fn edit_targets(
         Some(path) => fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
         None => global.client().get_bytes("/api/v1/tuf/targets.json")?,
     };
-    let current = trusted_targets(&bytes, &folder.root()?)?;
+    let root = folder.root()?;
+    let current = trusted_targets(&bytes, &root)?;
+    // A version that others have signed on top of must not be signed again with other content.
+    if published(folder, None, &root)?.is_some_and(|known| known.version > current.version) {
+        let known = folder.targets_path();
+        let error = anyhow::anyhow!("the current targets metadata is older than {}", known.display());
+        return Err(error.into());
+    }
     let draft = folder.draft(&path)?.map(|bytes| {
         let draft = Signed::<Targets>::parse(&bytes, &Limits::default());
         draft.with_context(|| format!("{} is unusable: remove it to begin again", path.display()))
