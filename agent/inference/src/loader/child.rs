@@ -1,7 +1,8 @@
 //! The process that loads: it gives up what it does not need before it looks at a model.
 //!
-//! Memory, time, files, threads and core dumps are limited by the kernel from here on, and only ever less. It can open no file
-//! and no connection once the engine is there: all that it reads comes through its parent.
+//! Memory, time, threads and core dumps are limited by the kernel from here on, and only ever less. All that it reads comes through
+//! its parent: a bundle of models alone can open no file and no connection once the engine is there. WASM steps live in files of
+//! memory, so a bundle with steps keeps a few descriptors.
 
 use std::{
     fs::File,
@@ -12,7 +13,7 @@ use std::{
 };
 
 use rustix::process::{Resource as Limited, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
-use skerry_shared::bundle::Resource;
+use skerry_shared::bundle::{Resource, StageKind};
 
 use super::wire::{Job, Said, read_bytes, read_line, write_line};
 use crate::{
@@ -21,6 +22,8 @@ use crate::{
 
 /// Addresses beyond the memory that may be written: the program itself, its libraries, what threads and WASM memories reserve.
 const ADDRESSES_BYTES: u64 = 1024 * 1024 * 1024;
+/// Open files of a bundle with steps: wasmtime keeps a step's initial memory in one, and a pipeline has few steps.
+const STEP_DESCRIPTORS: u64 = 64;
 /// The longest reason that is passed on.
 const REASON_CHARACTERS_MAX: usize = 1000;
 
@@ -41,7 +44,6 @@ fn serve(memory_bytes: u64, cpu_seconds: u64) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let _best_effort = std::fs::write("/proc/self/oom_score_adj", "1000");
     limit(Limited::Core, 0)?;
-    limit(Limited::Fsize, 0)?;
     limit(Limited::Data, memory_bytes)?;
     limit(Limited::As, memory_bytes.saturating_add(ADDRESSES_BYTES))?;
     limit(Limited::Cpu, cpu_seconds)?;
@@ -60,7 +62,19 @@ fn serve(memory_bytes: u64, cpu_seconds: u64) -> io::Result<()> {
         return write_line(&mut stdout, &Said::DoesNotLoad(shortened(chain(&error))));
     }
     let runtime = Runtime::with_engines(engines).map_err(io::Error::other)?;
-    limit(Limited::Nofile, 0)?;
+    let has_steps = job
+        .manifest
+        .pipeline
+        .stages
+        .iter()
+        .any(|stage| matches!(stage.kind, StageKind::Step { .. }));
+    let (descriptors, file_bytes) = if has_steps {
+        (STEP_DESCRIPTORS, memory_bytes)
+    } else {
+        (0, 0)
+    };
+    limit(Limited::Fsize, file_bytes)?;
+    limit(Limited::Nofile, descriptors)?;
     limit(Limited::Nproc, 0)?;
 
     let before = Memory::read(&status)?;
