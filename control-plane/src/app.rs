@@ -182,6 +182,9 @@ pub struct App {
     pub training: Training,
     /// Checks credentials.
     pub access: Access,
+    /// The identity provider, if people sign in through one.
+    #[cfg(feature = "oidc")]
+    pub oidc: Option<Arc<access::oidc::Oidc>>,
     /// What moved.
     pub changes: Changes,
     /// Wakes the publisher of desired states.
@@ -273,6 +276,8 @@ impl Server {
         publish::ensure(&core, &keys, By::control_plane(now_ms()))
             .await
             .context("cannot make the first metadata")?;
+        #[cfg(feature = "oidc")]
+        let oidc = config.oidc.clone().map(access::oidc::Oidc::new).transpose()?;
         let listener = TcpListener::bind(config.http_bind).await;
         let listener = listener.with_context(|| {
             format!(
@@ -298,6 +303,8 @@ impl Server {
             mqtt_address,
             broker: broker.as_ref().map(Broker::disconnect),
             access: Access::new(&config.requests),
+            #[cfg(feature = "oidc")]
+            oidc: oidc.map(Arc::new),
             config,
             core,
             telemetry,

@@ -10,6 +10,8 @@ use std::{
 use serde::Deserialize;
 use skerry_broker::Limits;
 
+#[cfg(feature = "oidc")]
+use crate::access::oidc::OidcConfig;
 use crate::{
     access::limits::RequestLimits,
     devices::Selector,
@@ -54,6 +56,9 @@ pub struct Config {
     pub registry: RegistryConfig,
     /// Which rollouts need a second person.
     pub rollouts: Policy,
+    /// How people sign in through an identity provider, if they do.
+    #[cfg(feature = "oidc")]
+    pub oidc: Option<OidcConfig>,
 }
 
 /// How many connections there may be, at the API's port and at the embedded broker's.
@@ -232,6 +237,8 @@ impl Config {
             training: TrainingConfig::default(),
             rollouts: Policy::default(),
             registry: RegistryConfig::default(),
+            #[cfg(feature = "oidc")]
+            oidc: None,
         }
     }
 
@@ -299,6 +306,8 @@ impl Config {
         let rollouts: RolloutsSection = section.take("rollouts").unwrap_or_default();
         let training: TrainingSection = section.take("training").unwrap_or_default();
         let registry: RegistrySection = section.take("registry").unwrap_or_default();
+        #[cfg(feature = "oidc")]
+        let oidc: Option<OidcConfig> = section.take("oidc");
         section.finish();
 
         let mut config = Config::new(&data_dir.unwrap_or_else(|| PathBuf::from("skerry-data")));
@@ -386,6 +395,13 @@ impl Config {
         }
         training.apply(&mut config.training, &mut mistakes);
         config.registry = registry.read(&mut mistakes);
+        #[cfg(feature = "oidc")]
+        {
+            if let Some(oidc) = &oidc {
+                oidc.check(&mut mistakes);
+            }
+            config.oidc = oidc;
+        }
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
     }
 }
@@ -784,6 +800,20 @@ mod tests {
         assert!(Config::parse("[http]\nplain = true").unwrap().http_plain);
         let open = "[http]\nplain = true\nbind = \"0.0.0.0:8080\"";
         assert!(Config::parse(open).unwrap_err()[0].contains("http.plain"));
+    }
+
+    #[cfg(feature = "oidc")]
+    #[test]
+    fn oidc_mistakes_are_all_named() {
+        let text = "[oidc]\nissuer = \"http://login.example\"\nclient_id = \"skerry\"\n\
+                    redirect_url = \"https://skerry.example/\"\nroles = {}\n";
+        let mistakes = Config::parse(text).unwrap_err().join("\n");
+        for part in ["oidc.issuer", "/login/oidc/callback", "oidc.roles"] {
+            assert!(mistakes.contains(part), "{part}: {mistakes}");
+        }
+        let good = "[oidc]\nissuer = \"https://login.example\"\nclient_id = \"skerry\"\n\
+                    redirect_url = \"https://skerry.example/login/oidc/callback\"\nroles = { staff = \"viewer\" }\n";
+        assert_eq!(Config::parse(good).unwrap().oidc.unwrap().groups_claim, "groups");
     }
 
     #[test]

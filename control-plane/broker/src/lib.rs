@@ -20,4 +20,4 @@ pub use broker::{Broker, BrokerConfig, Disconnect};
 pub use error::BrokerError;
 pub use hooks::{Access, Admission, Authentication, Connect, Hooks, Identity, Refusal};
 pub use limits::{Limits, limit_writes};
-pub use shares::{Share, Shares};
+pub use shares::{Share, Shares, network_of};

@@ -66,7 +66,8 @@ impl Drop for Share {
     }
 }
 
-fn network_of(address: IpAddr) -> IpAddr {
+/// The network of an address: itself, or the /64 that one customer has in IPv6.
+pub fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) & !u128::from(u64::MAX))),
         v4 => v4,

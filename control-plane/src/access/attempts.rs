@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -16,13 +16,15 @@ pub struct Network(IpAddr);
 
 impl From<IpAddr> for Network {
     fn from(address: IpAddr) -> Network {
-        Network(match address.to_canonical() {
-            IpAddr::V6(address) => {
-                let prefix = u128::from(address) & !u128::from(u64::MAX);
-                IpAddr::V6(Ipv6Addr::from(prefix))
-            }
-            v4 => v4,
-        })
+        Network(skerry_broker::network_of(address))
+    }
+}
+
+impl Network {
+    /// Its address, for what counts by addresses.
+    #[cfg(feature = "oidc")]
+    pub(super) fn address(self) -> IpAddr {
+        self.0
     }
 }
 

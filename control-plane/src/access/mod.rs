@@ -7,6 +7,8 @@
 mod attempts;
 pub mod limits;
 mod name;
+#[cfg(feature = "oidc")]
+pub mod oidc;
 mod password;
 pub mod roles;
 mod sign_in;

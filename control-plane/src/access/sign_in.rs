@@ -64,6 +64,23 @@ impl Access {
         db.write(move |conn| audit::append(conn, &by, fact)).await
     }
 
+    /// Writes down that somebody was refused who wanted to be this account.
+    ///
+    /// # Errors
+    /// The database's.
+    pub(crate) async fn record_refused(
+        &self,
+        db: &Db,
+        account: &str,
+        from: Network,
+        now_ms: u64,
+    ) -> Result<(), DbError> {
+        let fact = Fact::new("sign-in.refused", format!("user/{account}")).with("from", from);
+        let fact = self.with_turned_away(fact);
+        db.write(move |conn| audit::append(conn, &By::new("nobody", now_ms), fact))
+            .await
+    }
+
     /// Adds how many were turned away meanwhile, if any.
     fn with_turned_away(&self, fact: Fact) -> Fact {
         match self.turned_away.swap(0, Ordering::Relaxed) {
@@ -93,10 +110,7 @@ impl Access {
             self.attempts.succeeded(name, from);
             return Ok(SignIn::Granted(grant));
         }
-        let fact = Fact::new("sign-in.refused", format!("user/{}", account.unwrap_or("?"))).with("from", from);
-        let fact = self.with_turned_away(fact);
-        db.write(move |conn| audit::append(conn, &By::new("nobody", now_ms), fact))
-            .await?;
+        self.record_refused(db, account.unwrap_or("?"), from, now_ms).await?;
         Ok(SignIn::Wrong)
     }
 

@@ -89,6 +89,21 @@ pub(super) fn set_password(conn: &Connection, name: &UserName, password: &str) -
     Ok(())
 }
 
+#[cfg(feature = "oidc")]
+pub(super) fn user_of_subject(conn: &Connection, subject: &str) -> Result<Option<StoredUser>, DbError> {
+    let mut statement = conn.prepare_cached(&format!("{USER} WHERE subject = ?1"))?;
+    let found = statement.query_row([subject], |row| Ok(parse_user(row)));
+    found.optional()?.transpose()
+}
+
+/// Says who the identity provider knows a user as.
+#[cfg(feature = "oidc")]
+pub(super) fn set_subject(conn: &Connection, name: &UserName, subject: &str) -> Result<(), DbError> {
+    let sql = "UPDATE users SET subject = ?2 WHERE name = ?1";
+    conn.execute(sql, params![name.as_str(), subject])?;
+    Ok(())
+}
+
 pub(super) fn count_users(conn: &Connection) -> Result<u64, DbError> {
     Ok(conn.query_row("SELECT count(*) FROM users", [], |row| row.get::<_, i64>(0))? as u64)
 }

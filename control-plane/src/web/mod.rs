@@ -10,6 +10,8 @@ mod device_keys;
 mod enrolment;
 mod error;
 mod live;
+#[cfg(feature = "oidc")]
+mod oidc;
 mod pages;
 mod rollouts;
 mod session;
@@ -107,8 +109,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     let count = middleware::from_fn_with_state(Arc::clone(&console.app), load::count_address);
     let open = Router::new()
         .route("/login", get(sign_in::form).post(sign_in::login))
-        .route("/assets/{file}", get(assets::serve))
-        .layer(count);
+        .route("/assets/{file}", get(assets::serve));
+    #[cfg(feature = "oidc")]
+    let open = open.merge(oidc::routes());
+    let open = open.layer(count);
     Router::new()
         .merge(protected)
         .merge(open)

@@ -45,6 +45,15 @@ impl Cookie {
         }
     }
 
+    /// The name of the one that holds a sign-in through a provider to the browser that began it.
+    #[cfg(feature = "oidc")]
+    pub(super) fn state_name(self) -> &'static str {
+        match self {
+            Cookie::Secure => "__Host-skerry_oidc",
+            Cookie::Plain => "skerry_oidc",
+        }
+    }
+
     /// What it says beside what both say.
     pub(super) fn attribute(self) -> &'static str {
         match self {

@@ -29,10 +29,29 @@ use crate::{
 #[template(path = "login.html")]
 struct LoginPage {
     error: Option<String>,
+    /// True when people may sign in through an identity provider.
+    has_provider: bool,
 }
 
-pub(super) async fn form() -> Result<Html<String>, PageError> {
-    page(&LoginPage { error: None })
+impl LoginPage {
+    fn new(console: &Console, error: Option<String>) -> LoginPage {
+        let has_provider = has_provider(console);
+        LoginPage { error, has_provider }
+    }
+}
+
+#[cfg(feature = "oidc")]
+fn has_provider(console: &Console) -> bool {
+    console.app.oidc.is_some()
+}
+
+#[cfg(not(feature = "oidc"))]
+fn has_provider(_: &Console) -> bool {
+    false
+}
+
+pub(super) async fn form(State(console): State<Console>) -> Result<Html<String>, PageError> {
+    page(&LoginPage::new(&console, None))
 }
 
 /// A user with a password, or an API token.
@@ -73,7 +92,8 @@ pub(super) async fn login(
     let (status, error) = match signed_in {
         SignIn::Granted(grant) => {
             app.access.record_sign_in(&app.core, &grant.actor, from, now).await?;
-            return open_session(&console, grant, &headers, now);
+            let id = open_session(&console, grant, &headers, now)?;
+            return Ok(with_cookie(&console, Redirect::to("/"), &id, SESSION_SECONDS));
         }
         SignIn::Wrong if form.user.is_empty() => (StatusCode::UNAUTHORIZED, "This API token is not known.".to_owned()),
         SignIn::Wrong => (
@@ -82,11 +102,16 @@ pub(super) async fn login(
         ),
         SignIn::Wait { ms } => return Err(PageError::Wait(ms)),
     };
-    Ok((status, page(&LoginPage { error: Some(error) })?).into_response())
+    Ok((status, page(&LoginPage::new(&console, Some(error)))?).into_response())
 }
 
-/// Opens a new session: a session id from before the sign-in, which somebody else may know, is worth nothing after it.
-fn open_session(console: &Console, grant: Grant, headers: &HeaderMap, now_ms: u64) -> Result<Response, PageError> {
+/// Opens a new session and returns its id: a session id from before the sign-in, which somebody else may know, is worth nothing after it.
+pub(super) fn open_session(
+    console: &Console,
+    grant: Grant,
+    headers: &HeaderMap,
+    now_ms: u64,
+) -> Result<String, PageError> {
     if let Some(before) = session_id(console, headers) {
         console.sessions.close(before);
     }
@@ -96,7 +121,7 @@ fn open_session(console: &Console, grant: Grant, headers: &HeaderMap, now_ms: u6
         .open(grant.credential, now_ms)
         .map_err(|error| PageError::internal(std::io::Error::other(error.to_string())))?;
     tracing::info!(actor = name, "a browser has signed in");
-    Ok(with_cookie(console, Redirect::to("/"), &id, SESSION_SECONDS))
+    Ok(id)
 }
 
 /// A form that needs nothing but to come from our own page.
@@ -116,10 +141,11 @@ pub(super) async fn logout(
     Ok(with_cookie(&console, Redirect::to("/login"), "", 0))
 }
 
-fn with_cookie(console: &Console, redirect: Redirect, id: &str, seconds: u64) -> Response {
+/// An answer that gives the browser its session.
+pub(super) fn with_cookie(console: &Console, answer: impl IntoResponse, id: &str, seconds: u64) -> Response {
     let (name, secure) = (console.cookie.name(), console.cookie.attribute());
     let cookie = format!("{name}={id}; Path=/; HttpOnly; SameSite=Strict; Max-Age={seconds}{secure}");
-    let mut response = redirect.into_response();
+    let mut response = answer.into_response();
     let value = HeaderValue::from_str(&cookie).expect("an id in hex is a valid header");
     response.headers_mut().insert(header::SET_COOKIE, value);
     response
@@ -159,7 +185,11 @@ pub(super) async fn require_session(
 }
 
 fn session_id<'a>(console: &Console, headers: &'a HeaderMap) -> Option<&'a str> {
-    let wanted = console.cookie.name();
+    cookie(headers, console.cookie.name())
+}
+
+/// A cookie's value.
+pub(super) fn cookie<'a>(headers: &'a HeaderMap, wanted: &str) -> Option<&'a str> {
     let cookies = headers.get_all(header::COOKIE).iter();
     cookies
         .filter_map(|value| value.to_str().ok())
