@@ -78,7 +78,8 @@ impl Config {
     }
 }
 
-/// Where bundles are loaded first.
+/// Where bundles are loaded first. An agent has one.
+#[cfg_attr(test, expect(clippy::large_enum_variant, reason = "the other variant is for tests"))]
 pub(crate) enum Loading {
     /// In this process alone: in tests that start a thousand devices on simulated disks.
     #[cfg(test)]

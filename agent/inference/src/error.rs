@@ -113,19 +113,19 @@ pub enum LoadError {
     )]
     Edge {
         /// The edge.
-        edge: Edge,
+        edge: Box<Edge>,
         /// What is given.
-        given: TensorMetadata,
+        given: Box<TensorMetadata>,
         /// What is taken.
-        taken: TensorMetadata,
+        taken: Box<TensorMetadata>,
     },
     /// A stage has no such tensor.
     #[error("edge `{edge}`: there is no `{port}`, only {present:?}")]
     AbsentTensor {
         /// The edge.
-        edge: Edge,
+        edge: Box<Edge>,
         /// Its end that is not there.
-        port: Port,
+        port: Box<Port>,
         /// The tensors that are there.
         present: Vec<String>,
     },

@@ -173,7 +173,7 @@ pub enum PipelineError {
     #[error("edge `{edge}`: there is no `{port}`")]
     Dangling {
         /// The edge.
-        edge: Edge,
+        edge: Box<Edge>,
         /// Its end that is not there.
         port: Port,
     },
@@ -246,7 +246,7 @@ impl Pipeline {
         let mut fed = BTreeMap::new();
         for edge in &self.edges {
             let dangling = |port: &Port| PipelineError::Dangling {
-                edge: edge.clone(),
+                edge: Box::new(edge.clone()),
                 port: port.clone(),
             };
             let begins = match edge.from.stage.as_str() {

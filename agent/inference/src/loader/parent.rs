@@ -201,7 +201,7 @@ fn converse(
             Err(_) => return Ok(None),
         };
         let resource = job.manifest.resource(&name);
-        let bytes = resource.map(|resource| read(resource)).transpose();
+        let bytes = resource.map(&mut *read).transpose();
         let bytes = bytes.map_err(|source| LoaderError::Read { name, source })?;
         if write_bytes(&mut stdin, bytes.as_deref()).is_err() {
             return Ok(None);

@@ -89,9 +89,9 @@ impl Graph {
             let got = got.ok_or_else(|| absent(edge, &edge.from, &given))?;
             if !fits(wanted, got) {
                 return Err(LoadError::Edge {
-                    edge: edge.clone(),
-                    given: got.clone(),
-                    taken: wanted.clone(),
+                    edge: Box::new(edge.clone()),
+                    given: Box::new(got.clone()),
+                    taken: Box::new(wanted.clone()),
                 });
             }
             Ok(Taken {
@@ -209,8 +209,8 @@ fn chain(pipeline: &Pipeline, stages: &[LoadedStage]) -> Vec<Edge> {
 
 fn absent(edge: &Edge, port: &Port, present: &[TensorMetadata]) -> LoadError {
     LoadError::AbsentTensor {
-        edge: edge.clone(),
-        port: port.clone(),
+        edge: Box::new(edge.clone()),
+        port: Box::new(port.clone()),
         present: present.iter().map(|tensor| tensor.name.clone()).collect(),
     }
 }
