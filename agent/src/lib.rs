@@ -13,6 +13,7 @@ mod fetch;
 mod jitter;
 mod link;
 mod loading;
+mod proc_text;
 mod record;
 mod renew;
 mod serving;

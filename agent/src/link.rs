@@ -19,7 +19,10 @@ use skerry_shared::{
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{enroll::Identity, jitter::jitter};
+use crate::{
+    enroll::Identity,
+    jitter::{self, jitter},
+};
 
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// rumqttc notices a dead peer after two keep-alives at the latest; a poll that takes longer hangs.
@@ -178,7 +181,7 @@ impl Poller {
                     self.connection.send_replace(None);
                     tracing::warn!(%error, retry_ms = backoff.as_millis() as u64, "no connection to the broker");
                     tokio::select! {
-                        () = tokio::time::sleep(jittered(backoff)) => {}
+                        () = tokio::time::sleep(jitter::shortened(backoff, jitter())) => {}
                         () = shutdown.cancelled() => return,
                     }
                     backoff = (backoff * 2).min(BACKOFF_MAX);
@@ -237,11 +240,6 @@ impl Poller {
         let drained = async { while event_loop.poll().await.is_ok() {} };
         let _ = tokio::time::timeout(Duration::from_secs(1), drained).await;
     }
-}
-
-/// Between half and all of it, so that a fleet does not come back at once.
-fn jittered(backoff: Duration) -> Duration {
-    backoff.mul_f64(0.5 + jitter() / 2.0)
 }
 
 #[cfg(test)]

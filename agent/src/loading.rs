@@ -14,6 +14,7 @@ use skerry_inference::{
 use skerry_shared::{bundle::Manifest, desired::ReportedError, digest::Digest};
 
 pub(crate) use self::kept::Kept;
+use crate::proc_text;
 
 /// The time that loading may take: a large model on a slow card takes a minute.
 const LOAD_SECONDS: u64 = 300;
@@ -163,7 +164,5 @@ fn refused(refused: Refused<LoaderError>) -> ReportedError {
 /// What the kernel thinks can be given to programs without swapping.
 fn available_bytes() -> Option<u64> {
     let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
+    Some(proc_text::kib(&memory, "MemAvailable:")? * 1024)
 }

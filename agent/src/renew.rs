@@ -17,7 +17,7 @@ use crate::{
     clock::Clock,
     disk::Disk,
     enroll::{self, Broker, Certificate, Identity, Life, MqttAccess, Refused},
-    jitter::jitter as random,
+    jitter::{jitter as random, shortened},
     tls::{self, DeviceCertificate, DeviceKey},
 };
 
@@ -72,7 +72,7 @@ fn retry_after(life: Life, now_ms: u64, failure: Failure, jitter: f64) -> Durati
     // A certificate of minutes cannot wait for ten.
     let least = least.min(pause_after(life)).max(PAUSE_MIN);
     let pause = Duration::from_millis(life.not_after_ms.abs_diff(now_ms) / 10).clamp(least, RETRY_MAX);
-    pause.mul_f64(0.5 + jitter / 2.0)
+    shortened(pause, jitter)
 }
 
 /// The least time from one renewal to the next: a tenth of the life.

@@ -20,7 +20,7 @@ use hyper_util::{
 };
 use rustls::{ServerConfig, server::Acceptor};
 use skerry_broker::{Shares, limit_writes};
-use skerry_tls::DEVICE_PROTOCOL;
+use skerry_tls::{DEVICE_PROTOCOL, NOT_TLS, TLS_HANDSHAKE};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -40,11 +40,6 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(30);
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 /// How long answers under way may take at shutdown.
 const DRAIN: Duration = Duration::from_secs(5);
-/// The first byte of a TLS greeting.
-const TLS_HANDSHAKE: u8 = 0x16;
-const NOT_TLS: &[u8] =
-    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\ncontent-length: 66\r\n\r\n\
-    This port speaks HTTPS: use https:// in the address, not http://.\n";
 /// A year: a browser that has trusted the certificate once never asks without TLS again.
 const HSTS: HeaderValue = HeaderValue::from_static("max-age=31536000");
 

@@ -22,7 +22,7 @@ mod wasm;
 pub use bundle::{LoadedBundle, Read};
 #[cfg(feature = "compile")]
 pub use compile::{CompileError, PLATFORMS, compile_component};
-pub use engine::choice::{Chosen, EngineChoice, EngineName, Engines, Measured, Refused, UnknownEngine, choose};
+pub use engine::choice::{Chosen, EngineChoice, EngineName, Engines, Measured, Refused, choose};
 pub use engine::figures::{Figures, Timing};
 pub use engine::onnxruntime::silence_onnxruntime;
 pub use error::{GoldenError, InferError, LoadError, ModelError, ProveError, StepError};

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::checks::{Agent, Broker, Cpu, Disk, Facts, Lookup, Memory, Reach, StateFolder};
-use crate::{disk, enroll::Identity, record::Keeper};
+use crate::{disk, enroll::Identity, proc_text, record::Keeper};
 
 /// Longer than any round trip; whoever runs this waits for it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -77,11 +77,7 @@ fn space(state_dir: &Path) -> Option<Disk> {
 }
 
 fn memory(meminfo: &str) -> Option<Memory> {
-    let bytes = |name: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
-        let kib: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
-        Some(kib * 1024)
-    };
+    let bytes = |name: &str| Some(proc_text::kib(meminfo, name)? * 1024);
     Some(Memory {
         available_bytes: bytes("MemAvailable:")?,
         total_bytes: bytes("MemTotal:")?,

@@ -22,6 +22,7 @@ use hyper_util::{
 };
 use rustls::ServerConfig;
 use serde_json::json;
+use skerry_tls::{NOT_TLS, TLS_HANDSHAKE};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixListener, UnixStream},
@@ -57,11 +58,6 @@ const HEADERS_BYTES: u32 = 16 * 1024;
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 /// How long answers under way may take at shutdown.
 const DRAIN: Duration = Duration::from_secs(4);
-/// The first byte of a TLS greeting.
-const TLS_HANDSHAKE: u8 = 0x16;
-const NOT_TLS: &[u8] =
-    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\ncontent-length: 66\r\n\r\n\
-    This port speaks HTTPS: use https:// in the address, not http://.\n";
 
 /// What every connection needs.
 #[derive(Clone)]

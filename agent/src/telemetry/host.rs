@@ -7,6 +7,7 @@ use std::{fs, path::PathBuf};
 use skerry_shared::otlp::{KeyValue, Metric, NumberValue};
 
 use super::collect::{Span, gauge, point, sum};
+use crate::proc_text::kib;
 
 /// `/proc` counts CPU time in `USER_HZ`, which is 100 on every Linux we build for.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -115,12 +116,6 @@ fn machine_ticks(text: &str) -> Option<(u64, u64)> {
     Some((idle, ticks.iter().sum()))
 }
 
-/// The number of a line like `MemAvailable:    123 kB`.
-fn kib(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_ascii_whitespace().next()?.parse().ok()
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -136,13 +131,6 @@ mod tests {
     fn waiting_for_disks_is_idle_time() {
         let text = "cpu  10 1 5 100 20 2 3 4 99 99\ncpu0 1 1 1 1 1 1 1 1 0 0\n";
         assert_eq!(machine_ticks(text), Some((120, 145)));
-    }
-
-    #[test]
-    fn lines_are_found_by_their_whole_name() {
-        let text = "MemTotal:  100 kB\nMemAvailable:   42 kB\n";
-        assert_eq!(kib(text, "MemAvailable:"), Some(42));
-        assert_eq!(kib(text, "VmRSS:"), None);
     }
 
     #[test]

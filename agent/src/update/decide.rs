@@ -126,10 +126,8 @@ pub(crate) struct Left {
 /// Leaves what signed metadata has come to block, in the record. What comes back is decided whether it could be written or
 /// not: a disk that takes nothing more must not let a blocked bundle serve on.
 pub(crate) fn leave_blocked(keeper: &Keeper, trust: &Trust) -> (Vec<Left>, Result<(), DiskError>) {
-    let left = take_blocked(&mut Record::clone(&keeper.get()), trust);
-    let written = keeper.change(|record| {
-        take_blocked(record, trust);
-    });
+    let mut left = Vec::new();
+    let written = keeper.change(|record| left = take_blocked(record, trust));
     (left, written)
 }
 

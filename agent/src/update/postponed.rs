@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use skerry_shared::desired::ReportedError;
 
+use crate::jitter::shortened;
+
 /// The first pause: what is late by a moment is not waited for long.
 const FIRST: Duration = Duration::from_secs(10);
 /// The longest: whoever mends the control plane sees the fleet go on within it.
@@ -26,8 +28,7 @@ impl Postponed {
         Postponed {
             error,
             pause,
-            // Between half and all of it, so that a fleet does not come back at once.
-            until: now + pause.mul_f64(0.5 + jitter / 2.0),
+            until: now + shortened(pause, jitter),
         }
     }
 

@@ -4,7 +4,12 @@
 //! only when models and steps are loaded; everything else is checked here. Invariant: an order that [`Pipeline::order`] gives
 //! has every stage once, after all that it takes from.
 
-use std::{collections::BTreeMap, fmt, num::NonZeroU32, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    num::NonZeroU32,
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -243,7 +248,7 @@ impl Pipeline {
 
     fn check_ends(&self, positions: &BTreeMap<&str, usize>) -> Result<(), PipelineError> {
         let has = |tensors: &[TensorMetadata], name: &str| tensors.iter().any(|tensor| tensor.name == name);
-        let mut fed = BTreeMap::new();
+        let mut fed = BTreeSet::new();
         for edge in &self.edges {
             let dangling = |port: &Port| PipelineError::Dangling {
                 edge: Box::new(edge.clone()),
@@ -260,7 +265,7 @@ impl Pipeline {
             match (begins, ends) {
                 (false, _) => return Err(dangling(&edge.from)),
                 (_, false) => return Err(dangling(&edge.to)),
-                (true, true) if fed.insert(&edge.to, ()).is_some() => {
+                (true, true) if !fed.insert(&edge.to) => {
                     return Err(PipelineError::FedTwice(edge.to.clone()));
                 }
                 (true, true) => {}
@@ -268,7 +273,7 @@ impl Pipeline {
         }
         for tensor in &self.outputs {
             let port = port(OUTPUTS, &tensor.name);
-            if !fed.contains_key(&port) {
+            if !fed.contains(&port) {
                 return Err(PipelineError::Unfed(port));
             }
         }

@@ -1,6 +1,8 @@
 //! The look at a control plane's certificates before anything is trusted: how a device that enrols and a command line that knows a
 //! digest find the authority.
 //!
+//! Beside it stand the few bytes that the ports of both sides say or look for before TLS has begun.
+//!
 //! It judges nothing: whoever asks compares digests. Blocking, for both sides. Invariant: nothing is said to the server but the
 //! greeting; the handshake is broken off.
 
@@ -21,6 +23,13 @@ use rustls::{
 /// What a device says in its TLS greeting (ALPN), so that the control plane answers with the certificate of the fleet's authority
 /// and asks for the device's.
 pub const DEVICE_PROTOCOL: &[u8] = b"skerry-device/1";
+
+/// The first byte of a TLS greeting.
+pub const TLS_HANDSHAKE: u8 = 0x16;
+/// What a port for TLS answers whoever begins otherwise.
+pub const NOT_TLS: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\ncontent-length: 66\r\n\r\n\
+    This port speaks HTTPS: use https:// in the address, not http://.\n";
 
 /// Why a server showed no certificates.
 #[derive(Debug, thiserror::Error)]

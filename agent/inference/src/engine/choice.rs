@@ -23,24 +23,6 @@ pub enum EngineChoice {
     OnnxRuntime,
 }
 
-/// A word that is no [`EngineChoice`].
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no engine: auto, tract or onnxruntime")]
-pub struct UnknownEngine(String);
-
-impl std::str::FromStr for EngineChoice {
-    type Err = UnknownEngine;
-
-    fn from_str(word: &str) -> Result<EngineChoice, UnknownEngine> {
-        match word {
-            "auto" => Ok(EngineChoice::Auto),
-            "tract" => Ok(EngineChoice::Tract),
-            "onnxruntime" => Ok(EngineChoice::OnnxRuntime),
-            other => Err(UnknownEngine(other.to_owned())),
-        }
-    }
-}
-
 /// The engines of a process.
 #[derive(Clone, Default)]
 pub struct Engines {

@@ -57,8 +57,8 @@ async fn answer(State(api): State<Arc<Api>>, Path(method): Path<String>, request
         "ModelStreamInfer" => infer_stream(api, request).await,
         "ServerLive" => unary(&api, request, |_: Empty| Ok(Flag { value: true })).await,
         "ServerReady" => {
-            let value = api.is_ready();
-            unary(&api, request, |_: Empty| Ok(Flag { value })).await
+            let ready = |_: Empty| Ok(Flag { value: api.is_ready() });
+            unary(&api, request, ready).await
         }
         "ModelReady" => {
             let ready = |model: ModelRequest| {
@@ -84,8 +84,7 @@ async fn answer(State(api): State<Arc<Api>>, Path(method): Path<String>, request
             unary(&api, request, statistics).await
         }
         "RepositoryIndex" => {
-            let models = api.index();
-            let index = |_: Empty| Ok(RepositoryIndexResponse { models: models.clone() });
+            let index = |_: Empty| Ok(RepositoryIndexResponse { models: api.index() });
             unary(&api, request, index).await
         }
         "RepositoryModelLoad" | "RepositoryModelUnload" => refuse(Refusal::Bad(READ_ONLY.to_owned())),

@@ -284,17 +284,19 @@ fn as_json(draft: &Draft, lines: &[String], signed: &[KeyId], demands: &[Demand]
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(super) mod tests {
     use skerry_tuf::{NewRoot, SigningKey, new_root};
 
     use super::*;
 
-    fn key(seed: u8) -> skerry_tuf::PublicKey {
-        SigningKey::from_seed(&[seed; 32]).public_key()
+    /// The key that a fixed seed gives.
+    pub(in crate::cli::keys) fn key(seed: u8) -> SigningKey {
+        SigningKey::from_seed(&[seed; 32])
     }
 
-    fn root() -> Root {
-        let set = |seed| skerry_tuf::KeySet::single(key(seed));
+    /// A root with one key a role, those of the seeds 1 to 4.
+    pub(in crate::cli::keys) fn root() -> Root {
+        let set = |seed| skerry_tuf::KeySet::single(key(seed).public_key());
         new_root(NewRoot {
             version: 1,
             expires: UnixTime::from_seconds(2_000_000_000),
@@ -313,7 +315,7 @@ mod tests {
         let mut next = root.clone();
         next.version = 2;
         assert!(refuse_disguised_keys(&root, &next).is_ok());
-        next.keys.get_mut(&key(4).id()).unwrap().keyval = key(66).keyval;
+        next.keys.get_mut(&key(4).public_key().id()).unwrap().keyval = key(66).public_key().keyval;
         let refused = refuse_disguised_keys(&root, &next).unwrap_err();
         assert!(refused.to_string().contains("another key"), "{refused}");
     }
@@ -356,12 +358,12 @@ mod tests {
         let root = root();
         let mut next = root.clone();
         next.version = 2;
-        let ben = key(7).id();
-        next.keys.insert(ben.clone(), key(66));
+        let ben = key(7).public_key().id();
+        next.keys.insert(ben.clone(), key(66).public_key());
         next.roles.targets.keyids.insert(ben.clone());
         let refused = refuse_disguised_keys(&root, &next).unwrap_err();
         assert!(refused.to_string().contains(ben.as_str()), "{refused}");
-        next.keys.insert(ben, key(7));
+        next.keys.insert(ben, key(7).public_key());
         assert!(refuse_disguised_keys(&root, &next).is_ok());
     }
 

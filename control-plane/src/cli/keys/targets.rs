@@ -168,27 +168,10 @@ fn check(current: &Targets, draft: &Draft, roots: &[Root], held: &[KeyId]) -> an
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use skerry_tuf::{KeySet, NewRoot, SigningKey, TargetFile, TargetName, UnixTime, new_root, new_targets};
+    use skerry_tuf::{SigningKey, TargetFile, TargetName, UnixTime, new_targets};
 
     use super::*;
-
-    fn key(seed: u8) -> SigningKey {
-        SigningKey::from_seed(&[seed; 32])
-    }
-
-    fn root() -> Root {
-        let set = |seed| KeySet::single(key(seed).public_key());
-        new_root(NewRoot {
-            version: 1,
-            expires: UnixTime::from_seconds(2_000_000_000),
-            root: set(1),
-            timestamp: set(2),
-            snapshot: set(3),
-            targets: set(4),
-            assignment: None,
-            time: None,
-        })
-    }
+    use crate::cli::keys::sign::tests::{key, root};
 
     fn name(text: &str) -> TargetName {
         TargetName::new(text).unwrap()
