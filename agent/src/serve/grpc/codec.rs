@@ -105,6 +105,8 @@ fn next_field(bytes: &[u8]) -> Option<(u64, usize, &[u8])> {
             let (length, rest) = varint(rest)?;
             (usize::try_from(length).ok()?, rest)
         }
+        // A group begins, or ends. The decoder skips it and goes on, so what is in it is looked at as what follows it is.
+        3 | 4 => (0, rest),
         5 => (4, rest),
         _ => return None,
     };
@@ -139,6 +141,19 @@ mod tests {
         check(&inputs(FIELDS)).unwrap();
         let error = check(&inputs(8 * 1024 * 1024)).unwrap_err();
         assert!(error.message().contains("at most 256"), "{error}");
+    }
+
+    #[test]
+    fn a_group_does_not_hide_what_follows_it() {
+        // An unknown group is no mistake for the decoder: it skips it and goes on.
+        let hidden = |count: usize| [&[0x7b, 0x7c][..], &[0x2a, 0].repeat(count)].concat();
+        let decoded = ModelInferRequest::decode(&hidden(FIELDS + 1)[..]).unwrap();
+        assert_eq!(decoded.inputs.len(), FIELDS + 1);
+        check(&hidden(FIELDS)).unwrap();
+        assert!(check(&hidden(FIELDS + 1)).is_err());
+        // Nor what is in it: a field of a group counts as one of the message.
+        let inside = [&[0x7b][..], &[0x2a, 0].repeat(FIELDS + 1), &[0x7c]].concat();
+        assert!(check(&inside).is_err());
     }
 
     #[test]
