@@ -10,6 +10,7 @@ use serde::Serialize;
 use skerry_shared::{
     bundle::{GoldenVectors, Manifest},
     digest::Digest,
+    error::chain,
     id::{ModelName, ModelVersion, Platform},
     lineage::{self, LineageError, Link},
 };
@@ -97,16 +98,9 @@ pub(crate) struct Broken {
 
 impl Broken {
     fn new(place: impl Into<String>, error: &dyn std::error::Error) -> Broken {
-        let mut reason = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            reason.push_str(": ");
-            reason.push_str(&cause.to_string());
-            source = cause.source();
-        }
         Broken {
             place: place.into(),
-            reason,
+            reason: chain(error),
         }
     }
 }

@@ -12,6 +12,7 @@ use skerry_shared::{
     desired::{BundleAssignment, DESIRED_PAYLOAD_TYPE, Desired, ReportedError},
     digest::Digest,
     dsse::{DsseError, Envelope as DsseEnvelope, Signers},
+    error::chain,
     id::{DeviceId, ModelName, ModelVersion, Platform},
     schema::{Envelope, EnvelopeError},
     time::{TIME_PAYLOAD_TYPE, TimeAnswer},
@@ -118,16 +119,9 @@ impl VerifyError {
 
     /// For the control plane: the chain in one line.
     pub(crate) fn report(&self) -> ReportedError {
-        let mut message = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(cause) = source {
-            message.push_str(": ");
-            message.push_str(&cause.to_string());
-            source = cause.source();
-        }
         ReportedError {
             code: self.code().to_owned(),
-            message,
+            message: chain(self),
         }
     }
 }

@@ -5,14 +5,12 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use skerry_inference::{EngineName, Figures, Loader, LoaderError, LoaderLimits};
 use skerry_shared::{
-    bundle::{
-        Golden, GoldenVector, GoldenVectors, Lineage, Manifest, Pipeline, Resource, ResourceKind, Stage, StageKind,
-        Tolerance,
-    },
-    digest::Digest,
-    oip::{Tensor, TensorMetadata},
-    schema::SchemaVersion,
+    bundle::{GoldenVector, GoldenVectors, Manifest, ResourceKind, Tolerance},
+    oip::Tensor,
 };
+
+#[path = "../inference/tests/common/mod.rs"]
+mod common;
 
 const GENEROUS: LoaderLimits = LoaderLimits {
     memory_bytes: 512 * 1024 * 1024,
@@ -41,48 +39,11 @@ struct Bundle {
 impl Bundle {
     fn new(onnx: Vec<u8>, vectors: &GoldenVectors) -> Bundle {
         let golden = serde_json::to_vec(vectors).unwrap();
-        let any_shape = |tensor: &Tensor| {
-            let mut metadata = tensor.metadata();
-            metadata.shape.fill(-1);
-            metadata
+        let tolerance = Tolerance {
+            absolute: 1e-4,
+            relative: 1e-4,
         };
-        let metadata = |tensors: &[Tensor]| -> Vec<TensorMetadata> { tensors.iter().map(any_shape).collect() };
-        let resource = |name: &str, kind, content: &[u8]| Resource {
-            name: name.parse().unwrap(),
-            digest: Digest::of(content),
-            size_bytes: content.len() as u64,
-            kind,
-        };
-        let manifest = Manifest {
-            schema: SchemaVersion::CURRENT,
-            model: "case".parse().unwrap(),
-            version: "1".parse().unwrap(),
-            created_at_ms: 0,
-            resources: vec![
-                resource("model.onnx", ResourceKind::OnnxModel, &onnx),
-                resource("golden.json", ResourceKind::GoldenVectors, &golden),
-            ],
-            pipeline: Pipeline {
-                inputs: metadata(&vectors.vectors[0].inputs),
-                outputs: metadata(&vectors.vectors[0].outputs),
-                stages: vec![Stage {
-                    name: "model".parse().unwrap(),
-                    kind: StageKind::Model {
-                        resource: "model.onnx".parse().unwrap(),
-                    },
-                    batch: None,
-                }],
-                edges: vec![],
-            },
-            golden: Some(Golden {
-                resource: "golden.json".parse().unwrap(),
-                tolerance: Tolerance {
-                    absolute: 1e-4,
-                    relative: 1e-4,
-                },
-            }),
-            lineage: Lineage::default(),
-        };
+        let manifest = common::one_model(&onnx, &golden, vectors, tolerance);
         Bundle { manifest, onnx, golden }
     }
 

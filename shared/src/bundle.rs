@@ -49,16 +49,17 @@ impl Envelope for Manifest {
 }
 
 impl Manifest {
-    /// Checks names and edges of the pipeline, before anything of it is loaded.
+    /// Checks names and edges of the pipeline, before anything of it is loaded, and gives the positions of its stages in an order in
+    /// which they can run.
     ///
     /// # Errors
     /// [`PipelineError`], also when the manifest claims an older schema than its pipeline needs.
-    pub fn check_pipeline(&self) -> Result<(), PipelineError> {
+    pub fn check_pipeline(&self) -> Result<Vec<usize>, PipelineError> {
         let (got, needed) = (self.schema, self.pipeline.schema());
         if got.major < needed.major {
             return Err(PipelineError::Schema { got, needed });
         }
-        self.pipeline.order().map(drop)
+        self.pipeline.order()
     }
 
     /// The resource called `name` that suits `platform`: a compiled one for it, or one for all platforms.

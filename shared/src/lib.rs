@@ -10,6 +10,7 @@ pub mod chunk;
 pub mod desired;
 pub mod digest;
 pub mod dsse;
+pub mod error;
 pub mod histogram;
 pub mod id;
 pub mod lineage;

@@ -55,7 +55,7 @@ impl LoadedBundle {
         engine: EngineName,
         read: &mut Read<'_>,
     ) -> Result<LoadedBundle, LoadError> {
-        manifest.check_pipeline()?;
+        let order = manifest.check_pipeline()?;
         let candidate = runtime.engines().candidate(engine)?;
         let mut fetch = |resource: &Resource| {
             read(resource).map_err(|source| LoadError::Read {
@@ -99,7 +99,7 @@ impl LoadedBundle {
             stages.push(LoadedStage { name, kind, batch });
         }
         let pipeline = &manifest.pipeline;
-        let graph = Graph::new(pipeline, &stages)?;
+        let graph = Graph::new(pipeline, order, &stages)?;
         let metadata = ModelMetadata {
             name: manifest.model.to_string(),
             versions: vec![manifest.version.to_string()],

@@ -4,10 +4,7 @@ use std::{borrow::Cow, collections::HashSet};
 
 use prost::Message;
 use skerry_shared::oip::{Tensor, TensorMetadata};
-use tract_onnx::{
-    pb::{ModelProto, ValueInfoProto, tensor_shape_proto::dimension, type_proto},
-    prelude::Framework,
-};
+use tract_onnx::pb::{ModelProto, ValueInfoProto, tensor_shape_proto::dimension, type_proto};
 
 use crate::{
     ModelError, admission,
@@ -48,9 +45,7 @@ pub(crate) struct ModelSource<'a> {
 
 impl ModelSource<'_> {
     pub(crate) fn parse(onnx: &[u8]) -> Result<ModelSource<'_>, ModelError> {
-        let mut proto = tract_onnx::onnx()
-            .proto_model_for_read(&mut &onnx[..])
-            .map_err(|error| ModelError::Parse(format!("{error:#}")))?;
+        let mut proto = ModelProto::decode(onnx).map_err(|error| ModelError::Parse(error.to_string()))?;
         admission::admit(&proto, onnx.len())?;
         let is_rewritten = rewrite::for_all(&mut proto);
         let graph = proto.graph.as_ref();

@@ -7,6 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use skerry_shared::error::chain;
 use utoipa::ToSchema;
 
 use crate::{
@@ -145,18 +146,6 @@ impl IntoResponse for Problem {
         }
         response
     }
-}
-
-/// The whole chain of an error that the client caused, in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 impl From<DbError> for Problem {

@@ -155,7 +155,7 @@ pub fn choose<E: std::error::Error>(
                 Ok(figures)
             }
             Err(error) => {
-                let words = crate::error::chain(&error);
+                let words = skerry_shared::error::chain(&error);
                 tracing::warn!(%engine, error = words, "cannot serve this bundle");
                 first_error.get_or_insert(error);
                 Err(words)

@@ -13,12 +13,13 @@ use std::{
 };
 
 use rustix::process::{Resource as Limited, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
-use skerry_shared::bundle::{Resource, StageKind};
+use skerry_shared::{
+    bundle::{Resource, StageKind},
+    error::chain,
+};
 
 use super::wire::{Job, Said, read_bytes, read_line, write_line};
-use crate::{
-    EngineChoice, EngineName, Engines, Figures, LoadedBundle, ProveError, Runtime, bundle::golden_vectors, error::chain,
-};
+use crate::{EngineChoice, EngineName, Engines, Figures, LoadedBundle, ProveError, Runtime, bundle::golden_vectors};
 
 /// Addresses beyond the memory that may be written: the program itself, its libraries, what threads and WASM memories reserve.
 const ADDRESSES_BYTES: u64 = 1024 * 1024 * 1024;

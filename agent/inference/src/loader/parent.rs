@@ -6,11 +6,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::PathBuf,
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
+    sync::{Mutex, PoisonError, mpsc},
     thread,
     time::Duration,
 };
@@ -122,24 +118,26 @@ impl Loader {
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
             return Err(LoaderError::Start(std::io::ErrorKind::BrokenPipe.into()));
         };
-        let (child, late) = (Mutex::new(child), AtomicBool::new(false));
-        let (conversation, status, complaint) = thread::scope(|scope| {
+        let child = Mutex::new(child);
+        let (conversation, status, late, complaint) = thread::scope(|scope| {
             let (ended, wait) = mpsc::channel::<()>();
-            let (child, late) = (&child, &late);
-            scope.spawn(move || {
-                if wait.recv_timeout(self.limits.time) == Err(mpsc::RecvTimeoutError::Timeout) {
-                    late.store(true, Ordering::SeqCst);
+            let child = &child;
+            let timer = scope.spawn(move || {
+                let late = wait.recv_timeout(self.limits.time) == Err(mpsc::RecvTimeoutError::Timeout);
+                if late {
                     let _gone_already = child.lock().unwrap_or_else(PoisonError::into_inner).kill();
                 }
+                late
             });
             let complaints = scope.spawn(move || last_words(stderr));
             let conversation = converse(&job, stdin, stdout, read);
             let status = wait_for(child);
             drop(ended);
-            (conversation, status, complaints.join().unwrap_or_default())
+            let late = timer.join().unwrap_or(false);
+            (conversation, status, late, complaints.join().unwrap_or_default())
         });
         let status = status.map_err(LoaderError::Start)?;
-        self.judge(conversation?, status, late.into_inner(), &complaint)
+        self.judge(conversation?, status, late, &complaint)
     }
 
     fn start(&self) -> std::io::Result<Child> {

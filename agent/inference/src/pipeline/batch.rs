@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 
 use skerry_shared::oip::{Datatype, Tensor, TensorError, TensorMetadata};
 
-use super::{LoadedKind, LoadedStage};
+use super::LoadedStage;
 use crate::{InferError, LoadError};
 
 /// Rows of one request: a detector that finds more is broken, and each row can be a call.
@@ -15,17 +15,18 @@ const ROWS_MAX: usize = 4096;
 /// Says whether a stage can be called with batches at all.
 pub(super) fn check(stage: &LoadedStage) -> Result<(), LoadError> {
     let Some(rows) = stage.batch else { return Ok(()) };
-    let (inputs, outputs) = match &stage.kind {
-        LoadedKind::Model(model) => (model.inputs(), model.outputs()),
-        LoadedKind::Step(step) => (step.inputs(), step.outputs()),
-    };
     // A stage with a fixed number of rows takes neither more nor, at the end, fewer.
     let can = |tensor: &&TensorMetadata| match tensor.shape.first() {
         Some(1) => rows.get() == 1,
         Some(length) => *length < 0,
         None => false,
     };
-    match inputs.iter().chain(outputs).find(|tensor| !can(tensor)) {
+    match stage
+        .own_inputs()
+        .iter()
+        .chain(stage.own_outputs())
+        .find(|tensor| !can(tensor))
+    {
         Some(tensor) => Err(LoadError::Batch {
             stage: stage.name.clone(),
             rows,

@@ -38,10 +38,10 @@ struct Taken {
 }
 
 impl Graph {
-    /// Checks that the stages fit together by their edges and give what the manifest promises.
-    pub(crate) fn new(pipeline: &Pipeline, stages: &[LoadedStage]) -> Result<Graph, LoadError> {
+    /// Checks that the stages fit together by their edges and give what the manifest promises. `order` is that of its check.
+    pub(crate) fn new(pipeline: &Pipeline, order: Vec<usize>, stages: &[LoadedStage]) -> Result<Graph, LoadError> {
         let mut graph = Graph {
-            order: pipeline.order()?,
+            order,
             made: Vec::new(),
             taken: Vec::with_capacity(stages.len()),
             answer: Vec::new(),

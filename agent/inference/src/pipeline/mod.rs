@@ -33,18 +33,28 @@ pub(crate) enum LoadedKind {
 impl LoadedStage {
     /// What goes in: with a batch policy any number of rows.
     fn inputs(&self) -> Cow<'_, [TensorMetadata]> {
-        self.any_rows(match &self.kind {
-            LoadedKind::Model(model) => model.inputs(),
-            LoadedKind::Step(step) => step.inputs(),
-        })
+        self.any_rows(self.own_inputs())
     }
 
     /// What comes out: with a batch policy any number of rows.
     fn outputs(&self) -> Cow<'_, [TensorMetadata]> {
-        self.any_rows(match &self.kind {
+        self.any_rows(self.own_outputs())
+    }
+
+    /// What a call of the model or step takes.
+    fn own_inputs(&self) -> &[TensorMetadata] {
+        match &self.kind {
+            LoadedKind::Model(model) => model.inputs(),
+            LoadedKind::Step(step) => step.inputs(),
+        }
+    }
+
+    /// What a call of the model or step gives.
+    fn own_outputs(&self) -> &[TensorMetadata] {
+        match &self.kind {
             LoadedKind::Model(model) => model.outputs(),
             LoadedKind::Step(step) => step.outputs(),
-        })
+        }
     }
 
     fn any_rows<'a>(&self, tensors: &'a [TensorMetadata]) -> Cow<'a, [TensorMetadata]> {

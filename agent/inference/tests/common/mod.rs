@@ -11,6 +11,7 @@ use skerry_inference::{LoadedBundle, Runtime};
 use skerry_shared::{
     bundle::{Golden, GoldenVectors, Lineage, Manifest, Pipeline, Resource, ResourceKind, Stage, StageKind, Tolerance},
     digest::Digest,
+    error::chain,
     oip::TensorMetadata,
     schema::SchemaVersion,
 };
@@ -35,11 +36,14 @@ pub fn names(prefix: &str) -> BTreeSet<String> {
     names.collect()
 }
 
-/// Loads a model alone and compares its answers; the bundle as it serves then.
-pub fn prove(runtime: &Runtime, folder: &Path, name: &str, tolerance: Tolerance) -> Result<LoadedBundle, String> {
-    let onnx = fs::read(folder.join(format!("{name}.onnx"))).unwrap();
-    let golden = fs::read(folder.join(format!("{name}.json"))).unwrap();
-    let vectors: GoldenVectors = serde_json::from_slice(&golden).unwrap();
+/// A bundle's manifest with one model and its golden vectors.
+pub fn one_model(onnx: &[u8], golden: &[u8], vectors: &GoldenVectors, tolerance: Tolerance) -> Manifest {
+    let resource = |name: &str, kind, content: &[u8]| Resource {
+        name: name.parse().unwrap(),
+        digest: Digest::of(content),
+        size_bytes: content.len() as u64,
+        kind,
+    };
     let metadata = |tensors: &[skerry_shared::oip::Tensor]| -> Vec<TensorMetadata> {
         let any_shape = |tensor: &skerry_shared::oip::Tensor| {
             let mut metadata = tensor.metadata();
@@ -48,24 +52,14 @@ pub fn prove(runtime: &Runtime, folder: &Path, name: &str, tolerance: Tolerance)
         };
         tensors.iter().map(any_shape).collect()
     };
-    let manifest = Manifest {
+    Manifest {
         schema: SchemaVersion::CURRENT,
         model: "case".parse().unwrap(),
         version: "1".parse().unwrap(),
         created_at_ms: 0,
         resources: vec![
-            Resource {
-                name: "model.onnx".parse().unwrap(),
-                digest: Digest::of(&onnx),
-                size_bytes: onnx.len() as u64,
-                kind: ResourceKind::OnnxModel,
-            },
-            Resource {
-                name: "golden.json".parse().unwrap(),
-                digest: Digest::of(&golden),
-                size_bytes: golden.len() as u64,
-                kind: ResourceKind::GoldenVectors,
-            },
+            resource("model.onnx", ResourceKind::OnnxModel, onnx),
+            resource("golden.json", ResourceKind::GoldenVectors, golden),
         ],
         pipeline: Pipeline {
             inputs: metadata(&vectors.vectors[0].inputs),
@@ -84,19 +78,18 @@ pub fn prove(runtime: &Runtime, folder: &Path, name: &str, tolerance: Tolerance)
             tolerance,
         }),
         lineage: Lineage::default(),
-    };
-    let told = |error: &dyn std::error::Error| {
-        let mut told = format!("{name}: {error}");
-        let mut source = error.source();
-        while let Some(inner) = source {
-            told += &format!(": {inner}");
-            source = inner.source();
-        }
-        told
-    };
+    }
+}
+
+/// Loads a model alone and compares its answers; the bundle as it serves then.
+pub fn prove(runtime: &Runtime, folder: &Path, name: &str, tolerance: Tolerance) -> Result<LoadedBundle, String> {
+    let onnx = fs::read(folder.join(format!("{name}.onnx"))).unwrap();
+    let golden = fs::read(folder.join(format!("{name}.json"))).unwrap();
+    let vectors: GoldenVectors = serde_json::from_slice(&golden).unwrap();
+    let manifest = one_model(&onnx, &golden, &vectors, tolerance);
     let mut read = |resource: &Resource| match resource.kind {
         ResourceKind::OnnxModel => Ok(onnx.clone()),
         _ => Ok(golden.clone()),
     };
-    LoadedBundle::load_best(runtime, &manifest, &mut read).map_err(|error| told(&error))
+    LoadedBundle::load_best(runtime, &manifest, &mut read).map_err(|error| format!("{name}: {}", chain(&error)))
 }
